@@ -1,0 +1,404 @@
+"""Frozen values that cross the seams of cotenant: requests, snapshots, predictions, events, actions.
+
+Every instant is an integer count of nanoseconds of one monotonic clock (`_at`); spans are integer
+nanoseconds too (`_ns`). Values are `msgspec.Struct`s rather than dataclasses, for two reasons: they are
+made several times per request on the decision path (about six times cheaper to construct), and the event
+log and the engine's frames are then encoded by the same definitions.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum, StrEnum
+
+from msgspec import Struct
+
+NS_PER_MS = 1_000_000
+NS_PER_S = 1_000_000_000
+
+LEVELS: tuple[float, ...] = (0.5, 0.9, 0.95, 0.99)
+"""Fixed quantile levels of every prediction; a fifth column holds the model's own `slo_percentile`."""
+
+SLO_COLUMN = len(LEVELS)
+"""Column of the model's `slo_percentile` in any row of quantiles."""
+
+Axes = tuple[tuple[str, int], ...]
+"""Sizes of the dynamic axes other than the batch, sorted by axis name, for instance `(("seq", 64),)`."""
+
+
+class JobClass(IntEnum):
+    """Scheduling class; a smaller number is served first. V2 `priority` 1, 2, 3."""
+
+    PROTECTED = 1
+    STANDARD = 2
+    BEST_EFFORT = 3
+
+
+class OutcomeKind(StrEnum):
+    """The one way a request ended."""
+
+    OK = "ok"
+    LATE = "late"
+    REJECTED = "rejected"
+    EXPIRED = "expired"
+    CANCELLED = "cancelled"
+    FAILED = "failed"
+
+
+class Variant(Struct, frozen=True, gc=False):
+    """(model, shape bucket): what is profiled and predicted as one thing."""
+
+    model: str
+    rows: int
+    axes: Axes = ()
+
+    @property
+    def label(self) -> str:
+        """Short text for tables and metrics, `bert_mini[4,seq=64]`."""
+        sizes = [str(self.rows), *(f"{axis}={size}" for axis, size in self.axes)]
+        return f"{self.model}[{','.join(sizes)}]"
+
+
+class ModelSpec(Struct, frozen=True, kw_only=True):
+    """What the scheduler must know of a servable model.
+
+    `slo_ns` is None for a model without SLO, which is best effort. `row_buckets` is ascending and ends
+    with `max_batch`; `axis_buckets` lists, per dynamic axis, its ascending declared sizes.
+    """
+
+    name: str
+    slo_ns: int | None
+    slo_percentile: float = 0.99
+    job_class: JobClass = JobClass.STANDARD
+    max_batch: int = 1
+    row_buckets: tuple[int, ...] = (1,)
+    axis_buckets: tuple[tuple[str, tuple[int, ...]], ...] = ()
+    n_segments: int = 1
+
+    def bucket(self, rows: int, axes: Axes = ()) -> Variant:
+        """The smallest variant that holds `rows` rows; `axes` must already be bucket sizes."""
+        for size in self.row_buckets:
+            if rows <= size:
+                return Variant(self.name, size, axes)
+        raise ValueError(f"{rows} rows exceed max_batch {self.max_batch} of model {self.name!r}")
+
+    def variants(self) -> tuple[Variant, ...]:
+        """Every variant of the model, smallest axes first."""
+        combos: list[Axes] = [()]
+        for axis, sizes in self.axis_buckets:
+            combos = [(*combo, (axis, size)) for combo in combos for size in sizes]
+        return tuple(Variant(self.name, rows, axes) for axes in combos for rows in self.row_buckets)
+
+
+class Request(Struct, frozen=True, kw_only=True, gc=False):
+    """One inference as the scheduler sees it; tensors stay with the driver, keyed by `id`.
+
+    `axes` are bucket sizes (the smallest buckets that hold the request). `deadline_at` is None when no
+    deadline applies.
+    """
+
+    id: str
+    model: str
+    arrived_at: int
+    deadline_at: int | None
+    rows: int = 1
+    axes: Axes = ()
+    job_class: JobClass = JobClass.STANDARD
+
+
+# --- what a predictor sees and says ---------------------------------------------------------------
+
+
+class Overlap(Struct, frozen=True, gc=False):
+    """A stretch during which another dispatch ran beside the one that owns this record."""
+
+    dispatch_id: int
+    variant: Variant
+    began_at: int
+    ended_at: int | None
+
+
+class InFlight(Struct, frozen=True, kw_only=True):
+    """A dispatch that was handed to a lane and has not ended. `started_at` is None while staged.
+
+    `segment, boundary_at` is the last segment boundary observed (the next segment to run and when the
+    boundary was passed). Progress is derived from these by the predictor, never stored.
+    """
+
+    dispatch_id: int
+    variant: Variant
+    lane: int
+    share: float
+    decided_at: int
+    started_at: int | None
+    segment: int
+    end_segment: int
+    boundary_at: int | None
+    overlaps: tuple[Overlap, ...] = ()
+
+
+class Candidate(Struct, frozen=True, kw_only=True, gc=False):
+    """A dispatch that might be made: `variant` on `lane`, starting at `start_at` (now or later)."""
+
+    variant: Variant
+    lane: int
+    start_at: int
+    share: float = 1.0
+    first_segment: int = 0
+
+
+class ModelLoad(Struct, frozen=True, kw_only=True, gc=False):
+    """Online estimate of one model's traffic: rows per second, burstiness (CV of gaps), share of requests."""
+
+    rate_per_s: float
+    cv: float
+    mix: float
+
+
+class LoadEstimate(Struct, frozen=True, kw_only=True):
+    """What the load meter says at an instant. `refill` is the chance that a freed lane is refilled at once;
+    `busy` the recent share of lanes in use (0..1)."""
+
+    models: dict[str, ModelLoad]
+    refill: float
+    busy: float
+
+
+class Snapshot(Struct, frozen=True, kw_only=True):
+    """What a predictor may see at the instant `at`."""
+
+    at: int
+    in_flight: tuple[InFlight, ...]
+    load: LoadEstimate | None = None
+
+
+class Prediction(Struct, frozen=True, kw_only=True, gc=False):
+    """Finish of one dispatch as quantiles: `finish_at[i]` is the instant by which it has ended with
+    probability `LEVELS[i]`, and the last entry the one at the model's `slo_level`. Monotone in the level."""
+
+    issued_at: int
+    finish_at: tuple[int, ...]
+    slo_level: float
+    version: int
+    corunners: int
+    features: tuple[float, ...] = ()
+
+    def chance_by(self, deadline_at: int) -> float:
+        """Probability (0..1) that the dispatch has ended by `deadline_at`, by linear interpolation between
+        the quantiles; outside them the outermost level is extrapolated to 0 and 1 over one more width."""
+        points = sorted(zip((*LEVELS, self.slo_level), self.finish_at, strict=True))
+        median_at = points[0][1]
+        width = max(1, points[-1][1] - median_at)
+        previous_level, previous_at = 0.0, median_at - width
+        for level, at in points:
+            if deadline_at < at:
+                span = max(1, at - previous_at)
+                fraction = max(0.0, (deadline_at - previous_at) / span)
+                return previous_level + fraction * (level - previous_level)
+            previous_level, previous_at = level, at
+        tail = min(1.0, (deadline_at - previous_at) / width)
+        return previous_level + tail * (1.0 - previous_level)
+
+
+class Observation(Struct, frozen=True, kw_only=True):
+    """The predictions issued for a dispatch joined with what was measured; `predictions[0]` was issued at
+    dispatch. Spans of failed dispatches are not observations."""
+
+    dispatch_id: int
+    variant: Variant
+    rows: int
+    lane: int
+    share: float
+    decided_at: int
+    started_at: int
+    ended_at: int
+    first_segment: int
+    end_segment: int
+    segment_ended_at: tuple[int, ...]
+    predictions: tuple[Prediction, ...]
+    overlaps: tuple[Overlap, ...]
+
+
+class Outcome(Struct, frozen=True, kw_only=True, gc=False):
+    """How a request ended and what an explanation needs."""
+
+    request: Request
+    kind: OutcomeKind
+    reason: str
+    ended_at: int
+    predicted_at: int | None = None
+    dispatch_id: int | None = None
+    dispatched_at: int | None = None
+    started_at: int | None = None
+    batch_rows: int = 0
+
+
+# --- events: all that can happen to the scheduler --------------------------------------------------
+
+
+class Arrival(Struct, frozen=True, tag=True, gc=False):
+    request: Request
+
+
+class Started(Struct, frozen=True, tag=True, gc=False):
+    """A staged dispatch began to run."""
+
+    dispatch_id: int
+    started_at: int
+
+
+class Progress(Struct, frozen=True, tag=True, gc=False):
+    """A running dispatch passed a boundary; `segment` is the next one. Informs, decides nothing."""
+
+    dispatch_id: int
+    segment: int
+    passed_at: int
+
+
+class Completion(Struct, frozen=True, tag=True, kw_only=True, gc=False):
+    """A dispatch left its lane: done, preempted (`next_segment` set), or failed (`error` set).
+
+    `lane_lost` says that the lane can take no work until a `Device` event brings it back."""
+
+    dispatch_id: int
+    lane: int
+    started_at: int
+    ended_at: int
+    segment_ended_at: tuple[int, ...] = ()
+    next_segment: int | None = None
+    error: str | None = None
+    lane_lost: bool = False
+
+
+class Cancel(Struct, frozen=True, tag=True, gc=False):
+    request_id: str
+    reason: str = "cancelled by the client"
+
+
+class Wakeup(Struct, frozen=True, tag=True, gc=False):
+    """The instant that `next_wakeup()` asked for has come."""
+
+
+class ModelVersion(Struct, frozen=True, tag=True, gc=False):
+    """The predictor changed to `version`."""
+
+    version: int
+
+
+class Device(Struct, frozen=True, tag=True, gc=False):
+    """`lane` is `lost` or `restarted`; or the device's `clocks` changed (lane None)."""
+
+    change: str
+    lane: int | None = None
+
+
+class MaintenanceDone(Struct, frozen=True, tag=True, kw_only=True):
+    """The end of a `Maintain`. `spec` is set when a load made a model servable."""
+
+    maintenance_id: int
+    kind: str
+    model: str
+    error: str | None = None
+    spec: ModelSpec | None = None
+
+
+Event = Arrival | Started | Progress | Completion | Cancel | Wakeup | ModelVersion | Device | MaintenanceDone
+
+EVENT_ORDER: dict[type, int] = {
+    Completion: 0,
+    Started: 1,
+    Progress: 2,
+    Device: 3,
+    MaintenanceDone: 4,
+    ModelVersion: 5,
+    Cancel: 6,
+    Arrival: 7,
+    Wakeup: 8,
+}
+"""Ties are broken by (time, this order, sequence number): completions before arrivals."""
+
+
+# --- actions: all that the scheduler can ask for ---------------------------------------------------
+
+
+class Dispatch(Struct, frozen=True, tag=True, kw_only=True):
+    """Run segments [first_segment, end_segment) of a batch on a lane, starting by `latest_start_at`."""
+
+    id: int
+    variant: Variant
+    requests: tuple[Request, ...]
+    rows: int
+    lane: int
+    share: float
+    decided_at: int
+    latest_start_at: int | None
+    first_segment: int
+    end_segment: int
+    resumes: int | None = None
+    prediction: Prediction
+    snapshot: Snapshot
+    why: str = ""
+
+
+class Preempt(Struct, frozen=True, tag=True, gc=False):
+    """Stop at the next segment boundary; the lane answers with a Completion that has `next_segment`."""
+
+    dispatch_id: int
+
+
+class Abort(Struct, frozen=True, tag=True, gc=False):
+    """Withdraw a staged dispatch, or give up a running one. The lane answers with a Completion."""
+
+    dispatch_id: int
+    reason: str
+
+
+class Settle(Struct, frozen=True, tag=True, gc=False):
+    """The request has ended: tell whoever waits for it."""
+
+    outcome: Outcome
+
+
+class Observe(Struct, frozen=True, tag=True, gc=False):
+    """Score what was issued, calibrate, learn, tell the observers: before the next event."""
+
+    observation: Observation
+
+
+class Maintain(Struct, frozen=True, tag=True, kw_only=True, gc=False):
+    """Do scheduled work that is no request: `load`, `unload`, `profile` or `probe` a model."""
+
+    id: int
+    kind: str
+    model: str
+    lane: int | None = None
+
+
+Action = Dispatch | Preempt | Abort | Settle | Observe | Maintain
+
+
+# --- what a front end must know of a model ----------------------------------------------------------
+
+
+class TensorSpec(Struct, frozen=True, kw_only=True):
+    """One input or output. `datatype` is the V2 name (`FP32`, `INT64`, `BYTES` ...); in `shape` -1 is
+    variable; `axes` names each dimension (`batch`, `seq`, ...), None where its size is fixed. `low, high`
+    bound valid integer values (high exclusive) where the model states them."""
+
+    name: str
+    datatype: str
+    shape: tuple[int, ...]
+    axes: tuple[str | None, ...]
+    low: int | None = None
+    high: int | None = None
+
+
+class ModelMetadata(Struct, frozen=True, kw_only=True):
+    """A servable model as its users see it. `batched`: the first dimension of every input is rows."""
+
+    name: str
+    platform: str
+    versions: tuple[str, ...]
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    batched: bool
+    spec: ModelSpec

@@ -1,0 +1,150 @@
+"""The front end's side of the engine: calls in, replies out. Imports nothing of the device side.
+
+Here the engine lives in the same process and `link` is the engine itself; with the process split `link`
+speaks frames over a socket. The front end sees no difference.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
+
+from msgspec import Struct
+
+from cotenant.domain import ModelMetadata, Outcome
+from cotenant.ports import Tensors
+
+
+class Call(Struct, frozen=True, kw_only=True):
+    """One inference as the front end hands it over. Arrays are C-contiguous and already validated.
+
+    `arrived_at` is stamped when the headers were parsed. `slo_ns` is the budget the client asked for
+    (None: the model's). `priority` is the V2 parameter (0: the model's class)."""
+
+    id: str
+    model: str
+    inputs: Tensors
+    rows: int
+    axes: tuple[tuple[str, int], ...]
+    arrived_at: int
+    slo_ns: int | None = None
+    priority: int = 0
+
+
+class Reply(Struct, frozen=True, kw_only=True):
+    """What became of a call; `outputs` is set when it was answered (ok or late)."""
+
+    outcome: Outcome
+    outputs: Tensors | None = None
+
+
+class ModelStatus(Struct, frozen=True, kw_only=True):
+    """State of a configured model: `READY`, `LOADING`, `UNAVAILABLE` (with the reason)."""
+
+    name: str
+    state: str
+    reason: str = ""
+
+
+class ModelStatistics(Struct, frozen=True, kw_only=True):
+    """Cumulative counts and nanoseconds of one model, for the V2 statistics extension.
+
+    `batches`: (rows, count, total ns). `success, fail, queue, compute` are (count, total ns)."""
+
+    name: str
+    last_inference_ms: int
+    inference_count: int
+    execution_count: int
+    success: tuple[int, int]
+    fail: tuple[int, int]
+    queue: tuple[int, int]
+    compute: tuple[int, int]
+    batches: Sequence[tuple[int, int, int]] = ()
+
+
+class EngineLink(Protocol):
+    """What the client needs of an engine. All calls come from the front end's event loop."""
+
+    def now(self) -> int: ...
+
+    def submit(self, call: Call, reply: Callable[[Reply], None]) -> None:
+        """Take the call; `reply` is called exactly once, on the caller's event loop."""
+        ...
+
+    def cancel(self, call_id: str) -> None:
+        """The client has gone; queued work is dropped, running work is not stopped."""
+        ...
+
+    def metadata(self) -> Mapping[str, ModelMetadata]:
+        """Loaded models by name."""
+        ...
+
+    def status(self) -> Sequence[ModelStatus]:
+        """Every configured model, loaded or not."""
+        ...
+
+    def statistics(self) -> Sequence[ModelStatistics]: ...
+
+    def load(self, name: str, done: Callable[[str | None], None]) -> None:
+        """Load a configured model; `done(error)` on the caller's event loop."""
+        ...
+
+    def unload(self, name: str, done: Callable[[str | None], None]) -> None: ...
+
+    def accepting(self) -> bool:
+        """False while draining or when the engine is down."""
+        ...
+
+    def explain(self, call_id: str) -> dict[str, Any] | None:
+        """What is remembered of a recent request, or None."""
+        ...
+
+
+class EngineClient:
+    """Asynchronous face of an `EngineLink`."""
+
+    def __init__(self, link: EngineLink) -> None:
+        self._link = link
+        self._n_calls = 0
+        self.now = link.now
+        self.metadata = link.metadata
+        self.status = link.status
+        self.statistics = link.statistics
+        self.accepting = link.accepting
+        self.explain = link.explain
+
+    def new_id(self) -> str:
+        """A server-made request id, unique in this process and hard to confuse with another's."""
+        self._n_calls += 1
+        return f"{self._link.now():x}-{self._n_calls:x}"
+
+    async def infer(self, call: Call) -> Reply:
+        """Wait for the outcome of `call`. If the awaiting task is cancelled the call is cancelled too."""
+        future: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
+
+        def reply(value: Reply) -> None:
+            if not future.done():
+                future.set_result(value)
+
+        self._link.submit(call, reply)
+        try:
+            return await future
+        except asyncio.CancelledError:
+            self._link.cancel(call.id)
+            raise
+
+    async def load(self, name: str) -> str | None:
+        """Load a configured model; returns an error message or None."""
+        return await self._maintenance(self._link.load, name)
+
+    async def unload(self, name: str) -> str | None:
+        """Unload a model; returns an error message or None."""
+        return await self._maintenance(self._link.unload, name)
+
+    async def _maintenance(
+        self, action: Callable[[str, Callable[[str | None], None]], None], name: str
+    ) -> str | None:
+        future: asyncio.Future[str | None] = asyncio.get_running_loop().create_future()
+        action(name, lambda error: None if future.done() else future.set_result(error))
+        return await future
