@@ -301,7 +301,26 @@ class MaintenanceDone(Struct, frozen=True, tag=True, kw_only=True):
     spec: ModelSpec | None = None
 
 
-Event = Arrival | Started | Progress | Completion | Cancel | Wakeup | ModelVersion | Device | MaintenanceDone
+class Command(Struct, frozen=True, tag=True, gc=False):
+    """The operator wants something: `load`, `unload`, `profile`, `probe` a model, or `drain` (refuse every
+    arrival from now on, `model` empty)."""
+
+    kind: str
+    model: str = ""
+
+
+Event = (
+    Arrival
+    | Started
+    | Progress
+    | Completion
+    | Cancel
+    | Wakeup
+    | ModelVersion
+    | Device
+    | MaintenanceDone
+    | Command
+)
 
 EVENT_ORDER: dict[type, int] = {
     Completion: 0,
@@ -310,9 +329,10 @@ EVENT_ORDER: dict[type, int] = {
     Device: 3,
     MaintenanceDone: 4,
     ModelVersion: 5,
-    Cancel: 6,
-    Arrival: 7,
-    Wakeup: 8,
+    Command: 6,
+    Cancel: 7,
+    Arrival: 8,
+    Wakeup: 9,
 }
 """Ties are broken by (time, this order, sequence number): completions before arrivals."""
 

@@ -1,0 +1,123 @@
+"""What both drivers share: feed events to the scheduler, interpret its actions, learn, log.
+
+`engine` calls this from an event loop with a real clock, `simulate` from a heap of virtual instants. Neither
+decides anything, and the scheduler cannot tell them apart.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from typing import Protocol, assert_never
+
+from cotenant.clock import Clock
+from cotenant.domain import (
+    Abort,
+    Action,
+    Dispatch,
+    Event,
+    Maintain,
+    MaintenanceDone,
+    ModelVersion,
+    Observation,
+    Observe,
+    Outcome,
+    Preempt,
+    Settle,
+)
+from cotenant.ports import Executor, Learner, Observer, Tensors
+from cotenant.schedule.scheduler import Scheduler
+
+
+class Log(Protocol):
+    """Where events and the actions they led to are written."""
+
+    def record(self, event: Event, at: int, actions: Sequence[Action]) -> None: ...
+
+
+class Drive:
+    """Interprets actions for one device. Not thread-safe: everything runs on the deciding thread.
+
+    `payloads` maps request ids to their tensors (empty in simulation); `on_settled` is told every outcome.
+    """
+
+    def __init__(
+        self,
+        *,
+        scheduler: Scheduler,
+        executor: Executor,
+        learner: Learner,
+        clock: Clock,
+        on_settled: Callable[[Outcome], None],
+        on_maintained: Callable[[MaintenanceDone], None] | None = None,
+        observers: Sequence[Observer] = (),
+        log: Log | None = None,
+        payloads: Mapping[str, Tensors] | None = None,
+        stopwatch: Clock | None = None,
+    ) -> None:
+        self.scheduler = scheduler
+        self._executor = executor
+        self._learner = learner
+        self._clock = clock
+        self._on_settled = on_settled
+        self._on_maintained = on_maintained
+        self._observers = tuple(observers)
+        self._log = log
+        self._payloads = payloads if payloads is not None else {}
+        self._stopwatch = stopwatch
+        self._pending: deque[Event] = deque()
+        self._running = False
+
+    def post(self, event: Event) -> None:
+        """Handle one event now, and every event that interpreting its actions brings about."""
+        self._pending.append(event)
+        if self._running:
+            return
+        self._running = True
+        try:
+            while self._pending:
+                self._step(self._pending.popleft())
+        finally:
+            self._running = False
+
+    def _step(self, event: Event) -> None:
+        at = max(self._clock.now(), self.scheduler.view.at)
+        began = self._stopwatch.now() if self._stopwatch else 0
+        actions = self.scheduler.handle(event, at)
+        if self._stopwatch:
+            spent = self._stopwatch.now() - began
+            for observer in self._observers:
+                observer.decided(spent, at)
+        if self._log is not None:
+            self._log.record(event, at, actions)
+        self._interpret(actions)
+        if isinstance(event, MaintenanceDone) and self._on_maintained is not None:
+            self._on_maintained(event)
+
+    def _interpret(self, actions: Sequence[Action]) -> None:
+        for action in actions:
+            match action:
+                case Dispatch():
+                    inputs = [self._payloads[r.id] for r in action.requests] if self._payloads else ()
+                    self._executor.start(action, inputs)
+                case Settle(outcome):
+                    for observer in self._observers:
+                        observer.settled(outcome)
+                    self._on_settled(outcome)
+                case Observe(observation):
+                    self._observe(observation)
+                case Preempt(dispatch_id):
+                    self._executor.preempt(dispatch_id)
+                case Abort(dispatch_id, reason):
+                    self._executor.abort(dispatch_id, reason)
+                case Maintain():
+                    self._executor.maintain(action)
+                case _:
+                    assert_never(action)
+
+    def _observe(self, observation: Observation) -> None:
+        version = self._learner.learn(observation)
+        for observer in self._observers:
+            observer.observed(observation)
+        if version is not None:
+            self._pending.append(ModelVersion(version))

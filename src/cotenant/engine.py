@@ -1,0 +1,313 @@
+"""The live driver: one event loop decides, lanes run, nothing here chooses anything.
+
+How this works. Calls arrive on the loop that owns the engine (here the front end's; with the process split
+the engine process's own). Lanes post their events from their threads; they are handed to the loop. After
+every event the scheduler's next wake-up is armed as a loop timer, and how late timers fire is measured and
+told to the scheduler, which subtracts it from what it allows to wait.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from cotenant.clock import Clock, wall_time_s
+from cotenant.domain import (
+    NS_PER_MS,
+    NS_PER_S,
+    Arrival,
+    Cancel,
+    Command,
+    Completion,
+    Event,
+    JobClass,
+    MaintenanceDone,
+    ModelMetadata,
+    Observation,
+    Outcome,
+    OutcomeKind,
+    Request,
+    Wakeup,
+)
+from cotenant.drive import Drive, Log
+from cotenant.ports import Executor, Learner, Observer, Tensors
+from cotenant.schedule.scheduler import Scheduler
+
+REMEMBERED = 4096
+"""Requests that `explain` can still answer for."""
+
+
+@dataclass(slots=True)
+class ModelCounts:
+    """Cumulative counts and nanoseconds of one model."""
+
+    last_inference_ms: int = 0
+    n_rows: int = 0
+    n_runs: int = 0
+    success: tuple[int, int] = (0, 0)
+    fail: tuple[int, int] = (0, 0)
+    queue: tuple[int, int] = (0, 0)
+    compute: tuple[int, int] = (0, 0)
+    batches: dict[int, tuple[int, int]] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class _Call:
+    """A call that has not been answered: its tensors and whom to tell."""
+
+    inputs: Tensors
+    reply: Callable[[Outcome, Tensors | None], None]
+
+
+class LoopTimers:
+    """The `Timers` port on an event loop, for executors that need to act later (the fake)."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+
+    def now(self) -> int:
+        return self._clock.now()
+
+    def call_at(self, at: int, callback: Callable[[], None]) -> Callable[[], None]:
+        delay = max(0, at - self._clock.now()) / NS_PER_S
+        return asyncio.get_running_loop().call_later(delay, callback).cancel
+
+
+class Engine:
+    """One device, live. Every method is called from the loop that called `start`."""
+
+    def __init__(
+        self,
+        *,
+        scheduler: Scheduler,
+        executor: Executor,
+        learner: Learner,
+        clock: Clock,
+        metadata: Mapping[str, ModelMetadata],
+        observers: Sequence[Observer] = (),
+        log: Log | None = None,
+    ) -> None:
+        self.scheduler = scheduler
+        self.models: dict[str, ModelMetadata] = dict(metadata)
+        self.unavailable: dict[str, str] = {}
+        self.counts: dict[str, ModelCounts] = {name: ModelCounts() for name in metadata}
+        self._executor = executor
+        self._clock = clock
+        self._calls: dict[str, _Call] = {}
+        self._payloads: dict[str, Tensors] = {}
+        self._results: dict[str, Tensors] = {}
+        self._recent: OrderedDict[str, Outcome] = OrderedDict()
+        self._waiting: dict[tuple[str, str], list[Callable[[str | None], None]]] = {}
+        self._timer: asyncio.TimerHandle | None = None
+        self._timer_at = 0
+        self._draining = False
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._drive = Drive(
+            scheduler=scheduler,
+            executor=executor,
+            learner=learner,
+            clock=clock,
+            on_settled=self._settled,
+            on_maintained=self._maintained,
+            observers=[*observers, self],
+            log=log,
+            payloads=self._payloads,
+            stopwatch=clock,
+        )
+
+    def start(self) -> None:
+        """Begin to take events on the running loop."""
+        loop = self._loop = asyncio.get_running_loop()
+
+        def sink(event: Event) -> None:
+            loop.call_soon_threadsafe(self._posted, event)
+
+        self._executor.attach(sink)
+
+    async def drain(self, limit_s: float) -> None:
+        """Refuse what arrives from now on, and wait until what was admitted has ended or the limit passed."""
+        self._draining = True
+        self._post(Command("drain"))
+        until = self._clock.now() + int(limit_s * NS_PER_S)
+        while self._calls and self._clock.now() < until:
+            await asyncio.sleep(0.01)
+        for call_id in list(self._calls):
+            self._post(Cancel(call_id, "not available: the server stopped"))
+
+    def stop(self) -> None:
+        """Cancel the timer and stop the lanes."""
+        if self._timer is not None:
+            self._timer.cancel()
+        self._executor.close()
+
+    # --- calls --------------------------------------------------------------------------------------------
+
+    @property
+    def accepting(self) -> bool:
+        """False while draining."""
+        return not self._draining
+
+    @property
+    def n_unanswered(self) -> int:
+        """Calls that wait or run."""
+        return len(self._calls)
+
+    def submit(
+        self,
+        *,
+        call_id: str,
+        model: str,
+        inputs: Tensors,
+        rows: int,
+        axes: tuple[tuple[str, int], ...],
+        arrived_at: int,
+        slo_ns: int | None,
+        priority: int,
+        reply: Callable[[Outcome, Tensors | None], None],
+    ) -> None:
+        """Offer one request; `reply(outcome, outputs)` is called exactly once, on this loop."""
+        spec = self.scheduler.view.specs.get(model)
+        job_class = spec.job_class if spec else JobClass.STANDARD
+        if priority:
+            job_class = max(job_class, JobClass(min(priority, JobClass.BEST_EFFORT)))
+        budget = slo_ns if slo_ns is not None else (spec.slo_ns if spec else None)
+        request = Request(
+            id=call_id,
+            model=model,
+            arrived_at=arrived_at,
+            deadline_at=None if budget is None else arrived_at + budget,
+            rows=rows,
+            axes=axes,
+            job_class=job_class,
+        )
+        self._calls[call_id] = _Call(inputs, reply)
+        self._payloads[call_id] = inputs
+        self._post(Arrival(request))
+
+    def cancel(self, call_id: str) -> None:
+        """Drop the call if it still waits; running work goes on."""
+        if call_id in self._calls:
+            self._post(Cancel(call_id))
+
+    def maintain(self, kind: str, model: str, done: Callable[[str | None], None]) -> None:
+        """Load or unload a model as scheduled work; `done(error)` on this loop."""
+        self._waiting.setdefault((kind, model), []).append(done)
+        self._post(Command(kind, model))
+
+    def explain(self, call_id: str) -> dict[str, Any] | None:
+        """What is remembered of a request that has ended, in ms; None when nothing is."""
+        outcome = self._recent.get(call_id)
+        if outcome is None:
+            return None
+        request = outcome.request
+
+        def since_arrival(at: int | None) -> float | None:
+            return None if at is None else round((at - request.arrived_at) / NS_PER_MS, 3)
+
+        return {
+            "id": request.id,
+            "model": request.model,
+            "class": request.job_class.name.lower(),
+            "outcome": outcome.kind.value,
+            "reason": outcome.reason,
+            "deadline_ms": since_arrival(request.deadline_at),
+            "dispatched_ms": since_arrival(outcome.dispatched_at),
+            "started_ms": since_arrival(outcome.started_at),
+            "predicted_ms": since_arrival(outcome.predicted_at),
+            "ended_ms": since_arrival(outcome.ended_at),
+            "batch_rows": outcome.batch_rows,
+        }
+
+    # --- events -------------------------------------------------------------------------------------------
+
+    def _posted(self, event: Event) -> None:
+        """An event from a lane, now on the loop: first fetch the results that its settlements hand out."""
+        if isinstance(event, Completion) and event.error is None:
+            flight = self.scheduler.view.flights.get(event.dispatch_id)
+            results = self._executor.take_results(event.dispatch_id)
+            if flight is not None and results is not None:
+                for request, outputs in zip(flight.dispatch.requests, results, strict=True):
+                    self._results[request.id] = outputs
+        self._post(event)
+
+    def _post(self, event: Event) -> None:
+        self._drive.post(event)
+        self._arm()
+
+    def _arm(self) -> None:
+        """Keep one timer at the scheduler's next wake-up; a timer that fires early is only armed anew."""
+        wake_at = self.scheduler.next_wakeup()
+        if wake_at is None or (self._timer is not None and self._timer_at <= wake_at):
+            return
+        if self._timer is not None:
+            self._timer.cancel()
+        assert self._loop is not None, "start() first"
+        delay_s = max(0, wake_at - self._clock.now()) / NS_PER_S
+        self._timer_at = wake_at
+        self._timer = self._loop.call_later(delay_s, self._woken)
+
+    def _woken(self) -> None:
+        self._timer = None
+        late_ns = max(0, self._clock.now() - self._timer_at)
+        view = self.scheduler.view
+        drift = late_ns - view.lateness_ns
+        view.lateness_ns = min(5 * NS_PER_MS, view.lateness_ns + drift // (4 if drift > 0 else 32))
+        wake_at = self.scheduler.next_wakeup()
+        if wake_at is not None and wake_at <= self._clock.now():
+            self._drive.post(Wakeup())
+        self._arm()
+
+    def _settled(self, outcome: Outcome) -> None:
+        call_id = outcome.request.id
+        outputs = self._results.pop(call_id, None)
+        self._payloads.pop(call_id, None)
+        self._recent[call_id] = outcome
+        if len(self._recent) > REMEMBERED:
+            self._recent.popitem(last=False)
+        self._count(outcome)
+        call = self._calls.pop(call_id, None)
+        if call is not None:
+            call.reply(outcome, outputs)
+
+    def _maintained(self, event: MaintenanceDone) -> None:
+        if event.error is None:
+            self.unavailable.pop(event.model, None)
+        if event.kind == "unload":
+            self.models.pop(event.model, None)
+        for done in self._waiting.pop((event.kind, event.model), []):
+            done(event.error)
+
+    # --- statistics (also an Observer) ----------------------------------------------------------------------
+
+    def settled(self, outcome: Outcome) -> None:
+        """Counted in `_settled`, where the answer is sent."""
+
+    def decided(self, spent_ns: int, at: int) -> None:
+        """Nothing is kept here; metrics observe it."""
+
+    def observed(self, observation: Observation) -> None:
+        counts = self.counts.setdefault(observation.variant.model, ModelCounts())
+        span = observation.ended_at - observation.started_at
+        counts.n_runs += 1
+        n, total = counts.batches.get(observation.rows, (0, 0))
+        counts.batches[observation.rows] = (n + 1, total + span)
+
+    def _count(self, outcome: Outcome) -> None:
+        counts = self.counts.setdefault(outcome.request.model, ModelCounts())
+        span = outcome.ended_at - outcome.request.arrived_at
+        if outcome.kind not in (OutcomeKind.OK, OutcomeKind.LATE):
+            counts.fail = (counts.fail[0] + 1, counts.fail[1] + span)
+            return
+        counts.last_inference_ms = int(wall_time_s() * 1000)
+        counts.n_rows += outcome.request.rows
+        counts.success = (counts.success[0] + 1, counts.success[1] + span)
+        if outcome.started_at is not None:
+            queued = outcome.started_at - outcome.request.arrived_at
+            counts.queue = (counts.queue[0] + 1, counts.queue[1] + queued)
+            counts.compute = (
+                counts.compute[0] + 1,
+                counts.compute[1] + outcome.ended_at - outcome.started_at,
+            )

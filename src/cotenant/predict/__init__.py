@@ -1,0 +1,1 @@
+"""Predictors of when dispatches finish."""

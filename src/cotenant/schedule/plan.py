@@ -1,0 +1,202 @@
+"""Pure functions over a `View`: which batch a queue could run now, how long it may wait, what backlog means.
+
+How this works. An `Offer` is the best batch that one queue can run at this instant: the requests in deadline
+order that fit the earliest one's bucket, cut to the row bucket with the most rows per unit of time among
+those that still meet the earliest deadline at the model's upper quantile. Offers are cheap, so every policy
+builds one per waiting queue and then only ranks them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from cotenant.domain import Axes, Request, Variant
+from cotenant.schedule.queue import NEVER, DeadlineQueue, due
+from cotenant.schedule.view import View
+
+TIE = 1.02
+"""A larger batch is preferred unless it is this factor less efficient per row."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Offer:
+    """The batch that a queue could run now. `latest_start_at` = earliest deadline - upper span."""
+
+    queue: DeadlineQueue
+    variant: Variant
+    requests: Sequence[Request]
+    rows: int
+    due_at: int
+    median_ns: int
+    upper_ns: int
+
+    @property
+    def latest_start_at(self) -> int:
+        """Instant by which the batch must start to meet its earliest deadline at the upper quantile."""
+        return self.due_at - self.upper_ns if self.due_at < NEVER else NEVER
+
+    @property
+    def complete(self) -> bool:
+        """Whether nothing that waits is left out."""
+        return self.rows == self.queue.rows
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Choice:
+    """One dispatch that a policy wants. `why` goes to the log."""
+
+    offer: Offer
+    lane: int
+    why: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """What a policy wants now: at most one dispatch (it is asked again), requests that cannot be served any
+    more, dispatches to stop at their next segment boundary, and the instant at which waiting should end."""
+
+    choice: Choice | None = None
+    drop: Sequence[Request] = ()
+    preempt: Sequence[int] = ()
+    wake_at: int | None = None
+
+
+def members(view: View, queue: DeadlineQueue, max_rows: int) -> list[Request]:
+    """Requests in deadline order that can run with the first one, up to `max_rows` rows."""
+    chosen: list[Request] = []
+    rows = 0
+    head: Request | None = None
+    for request in queue:
+        if head is None:
+            head = request
+        elif not view.joins(request, head):
+            continue
+        if rows + request.rows > max_rows:
+            break
+        chosen.append(request)
+        rows += request.rows
+        if rows == max_rows:
+            break
+    return chosen
+
+
+def best_offer(view: View, queue: DeadlineQueue, *, margin: float | None = None) -> Offer | None:
+    """The best batch that `queue` could start at this instant, or None when its head cannot make it.
+
+    With `margin`, the span that must fit is margin x median instead of the learned upper quantile. A head
+    that fits its median but not its upper span is still offered, alone with what its bucket holds.
+    """
+    spec = view.specs[queue.model]
+    candidates = members(view, queue, spec.max_batch)
+    head = candidates[0]
+    due_at = due(head)
+    best: Offer | None = None
+    taken, rows, n = 0, 0, 0
+    for bucket in spec.row_buckets:
+        while n < len(candidates) and rows + candidates[n].rows <= bucket:
+            rows += candidates[n].rows
+            n += 1
+        if rows == taken:
+            continue
+        taken = rows
+        variant = Variant(queue.model, bucket, head.axes)
+        solo = view.predictor.solo(variant, view.at)
+        median = solo[0]
+        upper = int(margin * median) if margin is not None else solo[-1]
+        if best is None:
+            if view.at + median > due_at and not _probe_fits(view, head, variant):
+                return None
+        elif view.at + upper > due_at or rows * best.median_ns * TIE < best.rows * median:
+            continue
+        best = Offer(
+            queue=queue,
+            variant=variant,
+            requests=candidates[:n],
+            rows=rows,
+            due_at=due_at,
+            median_ns=median,
+            upper_ns=upper,
+        )
+        if n == len(candidates):
+            break
+    return best
+
+
+def _probe_fits(view: View, head: Request, variant: Variant) -> bool:
+    """Whether a probe (admitted against the learned prediction) still fits by profile times alone."""
+    return head.id in view.probes and view.at + view.predictor.prior(variant) <= due(head)
+
+
+def hopeless(view: View, queue: DeadlineQueue) -> list[Request]:
+    """Requests that would miss their deadline even if they were started now, alone (by the median)."""
+    spec = view.specs[queue.model]
+    gone = []
+    for request in queue:
+        variant = spec.bucket(request.rows, request.axes)
+        if view.at + view.median(variant) <= due(request) or _probe_fits(view, request, variant):
+            break
+        gone.append(request)
+    return gone
+
+
+def offers(
+    view: View, *, margin: float | None = None, drop: bool = True
+) -> tuple[list[Offer], list[Request]]:
+    """Best offers of all waiting queues in order (class, deadline), and the requests that are past saving."""
+    found: list[Offer] = []
+    for queue in view.waiting():
+        offer = best_offer(view, queue, margin=margin)
+        if offer is None:
+            gone = hopeless(view, queue)
+            if drop and gone:
+                return [], gone
+        else:
+            found.append(offer)
+    found.sort(key=lambda offer: (offer.queue.job_class, offer.due_at, offer.queue.model))
+    return found, []
+
+
+def wait_until(view: View, offer: Offer, rate_per_s: float, *, lane_would_idle: bool) -> int | None:
+    """Until when it pays to hold the offer back for a larger batch; None when it should run now.
+
+    Waiting pays while the next larger bucket would still meet the earliest deadline, running the joiners
+    together saves device time, and they are expected in time. When the lane would stand idle meanwhile the
+    expected wait must also be shorter than the time saved. (Deferral: Symphony, arXiv 2308.07470, with the
+    saving made explicit, because on a CPU batches often save nothing.)
+    """
+    spec = view.specs[offer.queue.model]
+    if not offer.complete or offer.rows >= spec.max_batch or offer.due_at >= NEVER or rate_per_s <= 0:
+        return None
+    target = next(bucket for bucket in spec.row_buckets if bucket > offer.rows)
+    n_missing = target - offer.rows
+    larger = Variant(offer.variant.model, target, offer.variant.axes)
+    rest = spec.bucket(n_missing, offer.variant.axes)
+    solo = view.predictor.solo(larger, view.at)
+    until = offer.due_at - solo[-1] - view.lateness_ns
+    expected_wait_ns = n_missing / rate_per_s * 1e9
+    saved_ns = offer.median_ns + view.median(rest) - solo[0]
+    if until <= view.at or expected_wait_ns > until - view.at or saved_ns <= 0:
+        return None
+    if lane_would_idle and expected_wait_ns > saved_ns:
+        return None
+    return until
+
+
+def chunks(view: View, queue: DeadlineQueue) -> list[tuple[int, int]]:
+    """The queue cut into the batches it would run as, (earliest deadline, median span) each, in order."""
+    spec = view.specs[queue.model]
+    result: list[tuple[int, int]] = []
+    axes: Axes = ()
+    rows, due_at = 0, NEVER
+    for request in queue:
+        if rows + request.rows > spec.max_batch:
+            result.append((due_at, view.median(spec.bucket(rows, axes))))
+            rows = 0
+        if rows == 0:
+            due_at, axes = due(request), request.axes
+        rows += request.rows
+        axes = max(axes, request.axes)
+    if rows:
+        result.append((due_at, view.median(spec.bucket(rows, axes))))
+    return result

@@ -1,0 +1,31 @@
+"""Policies, one file each, and the table of their names."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from cotenant.schedule.policies.deferred_edf import DeferredEdf
+from cotenant.schedule.policies.exclusive_edf import ExclusiveEdf
+from cotenant.schedule.policies.fcfs import Fcfs
+from cotenant.schedule.policies.k_edf import KEdf
+from cotenant.schedule.policy import Policy
+
+POLICIES: dict[str, Callable[[], Policy]] = {
+    "fcfs": Fcfs,
+    "exclusive_edf": ExclusiveEdf,
+    "deferred_edf": DeferredEdf,
+    "k_edf": KEdf,
+}
+"""Name -> factory with the default settings."""
+
+DEFAULT = "deferred_edf"
+"""What `default`, the policy that the server ships with, resolves to."""
+
+
+def make_policy(name: str) -> Policy:
+    """The policy called `name` (`default` included). Raises ValueError that lists the known names."""
+    resolved = DEFAULT if name == "default" else name
+    if resolved not in POLICIES:
+        known = ", ".join(["default", *POLICIES])
+        raise ValueError(f"unknown policy {name!r}; known: {known}")
+    return POLICIES[resolved]()

@@ -1,0 +1,112 @@
+"""Earliest deadline first on the whole device, with deferral, predicted admission and a lane kept free.
+
+How this works. As `exclusive_edf`, and besides: a batch is held back while a larger one is still feasible
+and expected (Symphony, arXiv 2308.07470); a request is refused at arrival when its predicted completion
+misses its deadline; and where the device has several lanes that share no compute (CPU cores), the last
+free one is kept for short work as long as the long batch can wait, priced by how busy the device is.
+Choose it where batches pay and overlap does not. Fails where one model cannot fill the device.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from cotenant.domain import NS_PER_S, JobClass, Request
+from cotenant.schedule.admission import Admission, Verdict
+from cotenant.schedule.plan import Choice, Offer, Plan, offers, wait_until
+from cotenant.schedule.queue import NEVER
+from cotenant.schedule.view import LaneState, View
+
+
+@dataclass(slots=True, kw_only=True)
+class DeferredEdf:
+    """`rejects`: refuse at arrival by predicted completion (off only to measure saturated capacity)."""
+
+    rejects: bool = True
+    name: str = "deferred_edf"
+    fifo: bool = False
+    _admission: Admission = field(default_factory=Admission)
+
+    def admit(self, view: View, request: Request) -> Verdict:
+        """Refused when the predicted completion misses the deadline or breaks one already promised."""
+        if not self.rejects:
+            return Verdict(admitted=True)
+        return self._admission.admit(view, request)
+
+    def plan(self, view: View) -> Plan:
+        """The earliest deadline that is not worth holding back."""
+        lanes = view.apart()
+        idle = [lane for lane in lanes if lane.idle]
+        if not idle:
+            return Plan()
+        found, gone = offers(view)
+        if gone:
+            return Plan(drop=gone)
+        wake_at: int | None = None
+        held: list[tuple[Offer, int]] = []
+        load = view.load.estimate(view.at)
+        for offer in found:
+            model_load = load.models.get(offer.queue.model)
+            rate = model_load.rate_per_s if model_load else 0.0
+            until = wait_until(view, offer, rate, lane_would_idle=len(found) == len(held) + 1)
+            if until is None and len(lanes) > 1 and len(idle) == 1:
+                until = self._keep_lane(view, lanes, offer, load.busy)
+            if until is not None:
+                held.append((offer, until))
+                wake_at = until if wake_at is None else min(wake_at, until)
+                continue
+            blocked = self._would_miss(view, lanes, idle, offer, held)
+            chosen, why = (blocked, "cannot wait") if blocked else (offer, "earliest deadline")
+            return Plan(choice=Choice(offer=chosen, lane=idle[0].info.index, why=why))
+        return Plan(wake_at=wake_at)
+
+    @staticmethod
+    def _would_miss(
+        view: View, lanes: list[LaneState], idle: list[LaneState], offer: Offer, held: list[tuple[Offer, int]]
+    ) -> Offer | None:
+        """The most urgent held offer that could no longer start in time if `offer` took the last lane."""
+        if len(idle) > 1 or not held:
+            return None
+        next_free = min(
+            view.at + offer.median_ns,
+            min((view.free_at(lane) for lane in lanes if not lane.idle), default=NEVER),
+        )
+        at_risk = [other for other, _ in held if other.latest_start_at < next_free]
+        return min(at_risk, key=lambda other: other.latest_start_at, default=None)
+
+    @staticmethod
+    def _keep_lane(view: View, lanes: list[LaneState], offer: Offer, busy: float) -> int | None:
+        """Until when to keep the last free lane from this offer, or None to let it have the lane.
+
+        Taking the lane costs the arrivals, of other models, that would then find no lane in time:
+        rate x (time until a lane is free - slack). Keeping it costs the lane's time until the next one is
+        free, which is worth something only as far as the device is short of it (`busy` near 1).
+        """
+        next_free = min(view.free_at(lane) for lane in lanes if not lane.idle)
+        end_at = view.at + offer.median_ns
+        if next_free >= offer.latest_start_at:
+            return None
+        blocked_ns = min(next_free, end_at) - view.at
+        kept_ns = min(next_free, view.at + offer.median_ns) - view.at
+        load = view.load.estimate(view.at)
+        harmed = 0.0
+        arrivals_per_s = spent = 0.0
+        for name, model_load in load.models.items():
+            spec = view.specs.get(name)
+            if spec is None or spec.slo_ns is None or spec.job_class is JobClass.BEST_EFFORT:
+                continue
+            variant = view.smallest[name]
+            span = view.median(variant)
+            arrivals_per_s += model_load.rate_per_s
+            spent += model_load.rate_per_s * span
+            if name == offer.queue.model:
+                continue
+            slack_ns = spec.slo_ns - view.upper(variant)
+            harmed += model_load.rate_per_s * max(0, blocked_ns - slack_ns) / NS_PER_S
+        if offer.queue.job_class is JobClass.BEST_EFFORT:
+            worth = 0.0
+        else:
+            mean_span = spent / arrivals_per_s if arrivals_per_s else offer.median_ns / offer.rows
+            shortage = max(0.0, (busy - 0.5) / 0.5) ** 2
+            worth = shortage * kept_ns / max(1.0, mean_span)
+        return next_free if harmed > worth else None

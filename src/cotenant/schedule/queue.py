@@ -1,0 +1,87 @@
+"""Requests of one model that wait, in deadline order."""
+
+from __future__ import annotations
+
+from bisect import bisect_left, insort
+from collections.abc import Iterator
+
+from cotenant.domain import JobClass, Request
+
+NEVER = 1 << 62
+"""Stands for "no deadline": later than any instant."""
+
+
+def due(request: Request) -> int:
+    """The request's deadline, `NEVER` when it has none."""
+    return NEVER if request.deadline_at is None else request.deadline_at
+
+
+class DeadlineQueue:
+    """Requests of one model ordered by (deadline, arrival order). `version` grows with every change.
+
+    With `fifo` the order is that of arrival and deadlines are ignored, as common servers do."""
+
+    def __init__(self, model: str, *, fifo: bool = False) -> None:
+        self.model = model
+        self.fifo = fifo
+        self.version = 0
+        self.rows = 0
+        self._seq = 0
+        self._entries: list[tuple[int, int, Request]] = []
+        self._keys: dict[str, tuple[int, int]] = {}
+        self._per_class: dict[JobClass, int] = dict.fromkeys(JobClass, 0)
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def __iter__(self) -> Iterator[Request]:
+        return (entry[2] for entry in self._entries)
+
+    @property
+    def head_due(self) -> int:
+        """Earliest deadline in the queue, `NEVER` when empty or first-come-first-served."""
+        return self._entries[0][0] if self._entries and not self.fifo else NEVER
+
+    @property
+    def job_class(self) -> JobClass:
+        """The most important class that waits here."""
+        for job_class, count in self._per_class.items():
+            if count:
+                return job_class
+        return JobClass.BEST_EFFORT
+
+    def push(self, request: Request) -> None:
+        """Add a request; its id must not wait here already."""
+        key = (request.arrived_at if self.fifo else due(request), self._seq)
+        self._seq += 1
+        assert request.id not in self._keys, f"request {request.id} is queued twice"
+        self._keys[request.id] = key
+        insort(self._entries, (*key, request), key=lambda entry: entry[:2])
+        self._changed(request, 1)
+
+    def remove(self, request_id: str) -> Request | None:
+        """Take one request out of the middle; None when it does not wait here."""
+        key = self._keys.pop(request_id, None)
+        if key is None:
+            return None
+        index = bisect_left(self._entries, key, key=lambda entry: entry[:2])
+        request = self._entries.pop(index)[2]
+        self._changed(request, -1)
+        return request
+
+    def expire(self, before: int) -> list[Request]:
+        """Take out every request whose deadline is earlier than `before`."""
+        if self.head_due >= before:
+            return []
+        n = bisect_left(self._entries, (before, -1), key=lambda entry: entry[:2])
+        gone = [entry[2] for entry in self._entries[:n]]
+        del self._entries[:n]
+        for request in gone:
+            del self._keys[request.id]
+            self._changed(request, -1)
+        return gone
+
+    def _changed(self, request: Request, sign: int) -> None:
+        self.version += 1
+        self.rows += sign * request.rows
+        self._per_class[request.job_class] += sign

@@ -1,0 +1,156 @@
+"""What a policy may look at: queues, lanes, work in flight, and estimates. Policies never change it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+from cotenant.domain import (
+    Axes,
+    Dispatch,
+    InFlight,
+    ModelSpec,
+    Observation,
+    Overlap,
+    Prediction,
+    Request,
+    Snapshot,
+    Variant,
+)
+from cotenant.ports import LaneInfo, LoadMeter, Predictor
+from cotenant.schedule.queue import DeadlineQueue
+
+
+@dataclass(slots=True, kw_only=True)
+class Flight:
+    """A dispatch in flight, as the scheduler keeps it."""
+
+    dispatch: Dispatch
+    started_at: int | None
+    segment: int
+    boundary_at: int | None
+    hang_at: int
+    predictions: list[Prediction]
+    overlaps: list[Overlap] = field(default_factory=list)
+    aborting: str | None = None
+    preempting: bool = False
+
+    def snapshot(self) -> InFlight:
+        """The flight as a predictor sees it."""
+        dispatch = self.dispatch
+        return InFlight(
+            dispatch_id=dispatch.id,
+            variant=dispatch.variant,
+            lane=dispatch.lane,
+            share=dispatch.share,
+            decided_at=dispatch.decided_at,
+            started_at=self.started_at,
+            segment=self.segment,
+            end_segment=dispatch.end_segment,
+            boundary_at=self.boundary_at,
+            overlaps=tuple(self.overlaps),
+        )
+
+    def observation(self, started_at: int, ended_at: int, segment_ended_at: tuple[int, ...]) -> Observation:
+        """What was issued joined with what was measured."""
+        dispatch = self.dispatch
+        return Observation(
+            dispatch_id=dispatch.id,
+            variant=dispatch.variant,
+            rows=dispatch.rows,
+            lane=dispatch.lane,
+            share=dispatch.share,
+            decided_at=dispatch.decided_at,
+            started_at=started_at,
+            ended_at=ended_at,
+            first_segment=dispatch.first_segment,
+            end_segment=dispatch.end_segment,
+            segment_ended_at=segment_ended_at,
+            predictions=tuple(self.predictions),
+            overlaps=tuple(self.overlaps),
+        )
+
+
+@dataclass(slots=True)
+class LaneState:
+    """A lane and the dispatches on it, the running one first."""
+
+    info: LaneInfo
+    flights: list[Flight] = field(default_factory=list)
+    usable: bool = True
+
+    @property
+    def idle(self) -> bool:
+        """Usable and with nothing on it."""
+        return self.usable and not self.flights
+
+
+class View:
+    """Read access to the scheduler's state at the instant `at`."""
+
+    def __init__(self, lanes: Sequence[LaneInfo], predictor: Predictor, load: LoadMeter) -> None:
+        self.at = 0
+        self.specs: dict[str, ModelSpec] = {}
+        self.smallest: dict[str, Variant] = {}
+        self.queues: dict[str, DeadlineQueue] = {}
+        self.lanes = [LaneState(info) for info in lanes]
+        self.flights: dict[int, Flight] = {}
+        self.predictor = predictor
+        self.load = load
+        self.probes: set[str] = set()
+        self.lateness_ns = 0
+
+    def waiting(self) -> Iterable[DeadlineQueue]:
+        """The queues that hold something."""
+        return [queue for queue in self.queues.values() if queue.rows]
+
+    def apart(self) -> list[LaneState]:
+        """Usable lanes that share no compute unit with an earlier one: on a GPU the first alone, on a CPU
+        one for each set of cores. An exclusive policy keeps to these."""
+        taken: set[int] = set()
+        chosen = []
+        for lane in self.lanes:
+            if lane.usable and taken.isdisjoint(lane.info.units):
+                taken.update(lane.info.units)
+                chosen.append(lane)
+        return chosen
+
+    def median(self, variant: Variant) -> int:
+        """Median span (ns) of the variant alone, as learned."""
+        return self.predictor.solo(variant, self.at)[0]
+
+    def upper(self, variant: Variant) -> int:
+        """Span (ns) that the variant alone keeps with the model's `slo_percentile`."""
+        return self.predictor.solo(variant, self.at)[-1]
+
+    def free_at(self, lane: LaneState) -> int:
+        """When the lane is expected to be free (median); never before `at`."""
+        free = self.at
+        for flight in lane.flights:
+            begin = free if flight.started_at is None else flight.started_at
+            free = max(self.at, begin + self.median(flight.dispatch.variant))
+        return free
+
+    def snapshot(self) -> Snapshot:
+        """The state as a predictor may see it."""
+        return Snapshot(
+            at=self.at,
+            in_flight=tuple(flight.snapshot() for flight in self.flights.values()),
+            load=self.load.estimate(self.at),
+        )
+
+    def fits(self, axes: Axes, outer: Axes) -> bool:
+        """Whether a request with bucket sizes `axes` can run, padded, in a batch of sizes `outer`."""
+        return axes == outer or (
+            len(axes) == len(outer)
+            and all(a[0] == b[0] and a[1] <= b[1] for a, b in zip(axes, outer, strict=True))
+        )
+
+    def joins(self, request: Request, head: Request) -> bool:
+        """Whether `request` can share a batch with `head` without enlarging it. An axis without declared
+        buckets is never padded, so there the sizes must be equal."""
+        if request.axes == head.axes:
+            return True
+        declared = {axis for axis, _ in self.specs[request.model].axis_buckets}
+        exact = all(axis in declared for axis, _ in request.axes)
+        return exact and self.fits(request.axes, head.axes)

@@ -1,0 +1,1 @@
+"""The discrete-event driver and the devices whose truth is measured, never predicted."""
