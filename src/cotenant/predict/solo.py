@@ -27,6 +27,8 @@ PRIOR_WEIGHT = 40
 """Pseudo-residuals that the profile's own spread stands for."""
 UNPROFILED_NS = 10_000_000
 """Median assumed for a variant of a model of which nothing was measured (ns)."""
+DECAY_STEP_NS = 50_000_000
+"""Forgetting is evaluated on this grid of instants (ns), so that estimates can be cached in between."""
 
 
 class Correction(msgspec.Struct):
@@ -94,7 +96,8 @@ class SoloPredictor:
     config: SoloConfig = field(default_factory=SoloConfig)
     _state: State = field(default_factory=State)
     _priors: dict[Variant, _Prior] = field(default_factory=dict)
-    _cache: dict[Variant, tuple[int, int, tuple[int, ...]]] = field(default_factory=dict)
+    _cache: dict[str, dict[Variant, tuple[int, ...]]] = field(default_factory=dict)
+    _cache_slot: int = -1
 
     @property
     def version(self) -> int:
@@ -106,31 +109,30 @@ class SoloPredictor:
         return self._prior(variant).median_ns
 
     def solo(self, variant: Variant, at: int) -> tuple[int, ...]:
-        slot = at // 50_000_000
-        cached = self._cache.get(variant)
-        if cached is not None and cached[0] == slot and cached[1] == self._model_version(variant.model):
-            return cached[2]
-        prior = self._prior(variant)
-        state = self._state
+        slot = at // DECAY_STEP_NS
+        if slot != self._cache_slot:
+            self._cache.clear()
+            self._cache_slot = slot
+        spans = self._cache.setdefault(variant.model, {}).get(variant)
+        if spans is None:
+            spans = self._cache[variant.model][variant] = self._solo(variant, slot * DECAY_STEP_NS)
+        return spans
+
+    def _solo(self, variant: Variant, at: int) -> tuple[int, ...]:
+        prior, state = self._prior(variant), self._state
         of_model = state.models.get(variant.model)
         log_ratio, trust = 0.0, 0.0
         if of_model is not None:
-            trust = self._trust(of_model, slot * 50_000_000)
+            trust = self._trust(of_model, at)
             log_ratio = trust * of_model.mean
             of_variant = state.variants.get(variant.label)
             if of_variant is not None:
                 share = of_variant.n / (of_variant.n + 3.0)
-                own = self._trust(of_variant, slot * 50_000_000) * of_variant.mean
-                log_ratio += share * (own - log_ratio)
-        learned = state.offsets.get(variant.model)
-        spans = []
-        for before, after in zip(prior.offsets, learned or prior.offsets, strict=True):
-            offset = before + trust * (after - before)
-            spans.append(int(prior.median_ns * math.exp(log_ratio + offset)))
-        spans = [max(span, spans[0]) for span in spans]
-        result = tuple(_monotone(spans))
-        self._cache[variant] = (slot, self._model_version(variant.model), result)
-        return result
+                log_ratio += share * (self._trust(of_variant, at) * of_variant.mean - log_ratio)
+        learned = state.offsets.get(variant.model, prior.offsets)
+        median = prior.median_ns * math.exp(log_ratio)
+        offsets = [old + trust * (new - old) for old, new in zip(prior.offsets, learned, strict=True)]
+        return tuple(_monotone([int(median * math.exp(offset)) for offset in offsets]))
 
     def predict(self, snapshot: Snapshot, candidates: Sequence[Candidate]) -> Forecast:
         baseline = [self._remaining(flight, snapshot) for flight in snapshot.in_flight]
@@ -185,6 +187,7 @@ class SoloPredictor:
         of_variant.learn(log_ratio, at, self._trust(of_variant, at), memory)
         if of_model.n < 16 or of_model.n % 8 == 0:
             state.offsets[variant.model] = self._learned_offsets(variant.model, ring)
+        self._cache.pop(variant.model, None)
         state.version += 1
         return state.version
 
@@ -208,10 +211,6 @@ class SoloPredictor:
     def _trust(self, correction: Correction, at: int) -> float:
         idle_s = max(0, at - correction.learned_at) / NS_PER_S
         return float(0.5 ** (max(0.0, idle_s - 1.0) / self.config.half_life_s))
-
-    def _model_version(self, model: str) -> int:
-        correction = self._state.models.get(model)
-        return 0 if correction is None else correction.n
 
     def _prior(self, variant: Variant) -> _Prior:
         prior = self._priors.get(variant)
@@ -263,7 +262,7 @@ def _monotone(spans: list[int]) -> list[int]:
     fixed = spans[:-1]
     for i in range(1, len(fixed)):
         fixed[i] = max(fixed[i], fixed[i - 1])
-    return [*fixed, spans[-1]]
+    return [*fixed, max(spans[-1], fixed[0])]
 
 
 def _quantile(ordered: list[float], level: float) -> float:

@@ -133,7 +133,7 @@ class Scheduler:
     def next_wakeup(self) -> int | None:
         """The instant by which a `Wakeup` is wanted, unless an event comes sooner."""
         wake = NEVER if self._wake_at is None else self._wake_at
-        for queue in self.view.queues.values():
+        for queue in self.view.waiting():
             wake = min(wake, queue.head_due + 1)
         for flight in self.view.flights.values():
             wake = min(wake, flight.hang_at)
@@ -196,7 +196,7 @@ class Scheduler:
         self._actions.append(Settle(outcome))
 
     def _expire(self) -> None:
-        for queue in self.view.queues.values():
+        for queue in self.view.waiting():
             for request in queue.expire(self.view.at):
                 self._settle(request, OutcomeKind.EXPIRED, "deadline passed: while it waited")
 
@@ -240,6 +240,7 @@ class Scheduler:
         lane = view.lanes[completion.lane]
         lane.flights.remove(flight)
         lane.usable = lane.usable and not completion.lane_lost
+        view.lanes_changed()
         self._busy_changed()
         self._close_overlaps(flight, completion.ended_at)
         dispatch = flight.dispatch
@@ -286,6 +287,7 @@ class Scheduler:
     def _device(self, change: str, lane: int | None) -> None:
         if lane is not None:
             self.view.lanes[lane].usable = change == "restarted"
+            self.view.lanes_changed()
             self._busy_changed()
 
     def _give_up_hung(self) -> None:

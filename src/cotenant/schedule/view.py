@@ -99,6 +99,7 @@ class View:
         self.load = load
         self.probes: set[str] = set()
         self.lateness_ns = 0
+        self._apart: list[LaneState] | None = None
 
     def waiting(self) -> Iterable[DeadlineQueue]:
         """The queues that hold something."""
@@ -107,13 +108,18 @@ class View:
     def apart(self) -> list[LaneState]:
         """Usable lanes that share no compute unit with an earlier one: on a GPU the first alone, on a CPU
         one for each set of cores. An exclusive policy keeps to these."""
-        taken: set[int] = set()
-        chosen = []
-        for lane in self.lanes:
-            if lane.usable and taken.isdisjoint(lane.info.units):
-                taken.update(lane.info.units)
-                chosen.append(lane)
-        return chosen
+        if self._apart is None:
+            taken: set[int] = set()
+            self._apart = []
+            for lane in self.lanes:
+                if lane.usable and taken.isdisjoint(lane.info.units):
+                    taken.update(lane.info.units)
+                    self._apart.append(lane)
+        return self._apart
+
+    def lanes_changed(self) -> None:
+        """A lane was lost or came back."""
+        self._apart = None
 
     def median(self, variant: Variant) -> int:
         """Median span (ns) of the variant alone, as learned."""

@@ -1,1 +1,1 @@
-"""What is told to people and machines about a running server."""
+"""What the server tells about itself: metrics, event log, explanations."""

@@ -115,6 +115,8 @@ def _frame(file: BinaryIO) -> bytes | None:
         return None
     size = int.from_bytes(head, "little")
     if size > MAX_FRAME:
-        raise ValueError(f"a frame of {size} bytes is longer than the limit of {MAX_FRAME}: the log is damaged")
+        raise ValueError(
+            f"a frame of {size} bytes is longer than the limit of {MAX_FRAME}: the log is damaged"
+        )
     body = file.read(size)
     return body if len(body) == size else None
