@@ -1,0 +1,410 @@
+"""The composition root: from a scenario to loaded models, profiles, a scheduler and an engine.
+
+The only place that reads the environment and names concrete classes across packages.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from msgspec import structs
+
+from cotenant import zoo
+from cotenant.clock import Clock, MonotonicClock
+from cotenant.config import ConfigError, ModelConfig, Scenario
+from cotenant.domain import NS_PER_MS, ModelMetadata, ModelSpec
+from cotenant.drive import Log
+from cotenant.engine import Engine
+from cotenant.execute.lanes import available_cores, lane_layout
+from cotenant.execute.onnx import OnnxExecutor
+from cotenant.execute.onnx_model import ModelSettings, example_inputs, inspect
+from cotenant.ports import Executor, LaneInfo, Observer
+from cotenant.predict.solo import SoloPredictor
+from cotenant.profile.drive_lanes import LaneDriver, MeasureError
+from cotenant.profile.export import ScenarioProfile, load_profile, scenario_profile
+from cotenant.profile.measure import Budget, Step, Subject, measure_overhead, measure_pairs, measure_solo
+from cotenant.profile.records import (
+    DeviceFingerprint,
+    PairRecord,
+    SoloRecord,
+    StoredProfiles,
+    cpu_fingerprint,
+    source_hash,
+)
+from cotenant.profile.store import ProfileStore
+from cotenant.schedule.policies import make_policy
+from cotenant.schedule.policy import Policy
+from cotenant.schedule.scheduler import Scheduler
+from cotenant.telemetry.event_log import EventLog, Header
+from cotenant.workload.characterise import OnlineLoadMeter
+
+DEFAULT_CPU_LANES = 4
+"""Most lanes that a CPU gets unless the scenario says otherwise."""
+
+Progress = Callable[[str, int, int], None]
+"""Told (what is being done, steps done, steps in all)."""
+
+
+def no_progress(what: str, done: int, total: int) -> None:
+    """Progress that nobody watches."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Places:
+    """Where things are kept."""
+
+    cache: Path
+    """Zoo models."""
+    store: Path
+    """Profiles, learned state, logs."""
+
+    @property
+    def profiles(self) -> Path:
+        """The profile database."""
+        return self.store / "profiles.sqlite"
+
+
+def places(store: Path | None = None) -> Places:
+    """Folders by the XDG rules; `store` overrides the state folder (`--store DIR`)."""
+    home = Path.home()
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or home / ".cache") / "cotenant"
+    state = Path(os.environ.get("XDG_STATE_HOME") or home / ".local" / "state") / "cotenant"
+    return Places(cache=cache, store=store or state)
+
+
+@dataclass(slots=True, kw_only=True)
+class Prepared:
+    """A device with its models loaded and profiled."""
+
+    scenario: Scenario
+    executor: Executor
+    device: DeviceFingerprint
+    metadata: dict[str, ModelMetadata]
+    sources: dict[str, str]
+    profiles: StoredProfiles
+    failed: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def specs(self) -> list[ModelSpec]:
+        """Specs of the loaded models."""
+        return [metadata.spec for metadata in self.metadata.values()]
+
+    def solo_ms(self) -> dict[str, float]:
+        """Solo median of each model at batch 1, smallest axes (ms)."""
+        return {spec.name: solo_ns(self.profiles, spec) / NS_PER_MS for spec in self.specs}
+
+
+def solo_ns(profiles: StoredProfiles, spec: ModelSpec) -> int:
+    """Solo median of a model at batch 1 and its smallest axes (ns)."""
+    return profiles.solo(spec.variants()[0]).median_ns
+
+
+def cpu_lanes(scenario: Scenario) -> tuple[LaneInfo, ...]:
+    """The lanes of the host CPU that the scenario asks for."""
+    if scenario.device.kind != "cpu":
+        raise ConfigError(
+            f"{scenario.path}: [device] kind = {scenario.device.kind!r} is not available here; "
+            'this version runs kind = "cpu"'
+        )
+    n_cores = len(available_cores())
+    return lane_layout(scenario.device.lanes or min(DEFAULT_CPU_LANES, n_cores), n_cores)
+
+
+def locate(model: ModelConfig, scenario: Scenario, where: Places) -> Path:
+    """The model file of a source; zoo models are made if they are not there. Raises ConfigError."""
+    scheme, colon, rest = model.source.partition(":")
+    if not colon:
+        path = scenario.folder / model.source
+        if not path.is_file():
+            raise ConfigError(f"{scenario.path}: [[model]] {model.name!r} source: there is no file {path}")
+        return path
+    if scheme == "zoo":
+        try:
+            return zoo.ensure(rest, where.cache / "zoo")
+        except ValueError as error:
+            raise ConfigError(f"{scenario.path}: [[model]] {model.name!r} source: {error}") from error
+    raise ConfigError(
+        f"{scenario.path}: [[model]] {model.name!r} source: {model.source!r} cannot be served on this CPU "
+        "by this version; use zoo:NAME or the path of an .onnx file"
+    )
+
+
+def settings_of(model: ModelConfig, solo: int | None = None) -> ModelSettings:
+    """How a model is served; with `solo` (ns, batch 1) a relative SLO is resolved."""
+    slos = [model.slo_ms * NS_PER_MS] if model.slo_ms is not None else []
+    if model.slo_scale is not None and solo is not None:
+        slos.append(model.slo_scale * solo)
+    zoo_name = model.source.removeprefix("zoo:")
+    return ModelSettings(
+        name=model.name,
+        slo_ns=int(max(slos)) if slos else None,
+        slo_percentile=model.slo_percentile,
+        job_class=model.job_class,
+        max_batch=model.max_batch,
+        buckets=dict(model.buckets) or zoo.DEFAULT_BUCKETS.get(zoo_name, {}),
+    )
+
+
+def prepare(
+    scenario: Scenario, where: Places, *, progress: Progress = no_progress, budget: Budget | None = None
+) -> Prepared:
+    """Load every model of the scenario and profile what was not profiled on this device before.
+
+    Blocks for seconds. A model that cannot be loaded is left out, with the reason in `failed`; when none can
+    be loaded the first reason is raised."""
+    executor = OnnxExecutor(MonotonicClock(), cpu_lanes(scenario), source=_source(scenario, where))
+    prepared = Prepared(
+        scenario=scenario,
+        executor=executor,
+        device=cpu_fingerprint(executor.lanes, len(available_cores())),
+        metadata={},
+        sources={},
+        profiles=StoredProfiles([], []),
+    )
+    for i, model in enumerate(scenario.models):
+        progress(f"loading {model.name}", i, len(scenario.models))
+        try:
+            path = locate(model, scenario, where)
+            metadata = inspect(path, settings_of(model))
+            executor.load(metadata, path)
+        except ValueError as error:
+            prepared.failed[model.name] = str(error)
+            continue
+        prepared.metadata[model.name] = metadata
+        prepared.sources[model.name] = source_hash(path)
+    try:
+        if not prepared.metadata:
+            raise ConfigError(next(iter(prepared.failed.values())))
+        _profile(prepared, where, progress, budget or Budget())
+    except BaseException:
+        executor.close()
+        raise
+    for model in scenario.models:
+        if model.name in prepared.metadata:
+            _resolve_slo(prepared, model)
+    return prepared
+
+
+def _profile(prepared: Prepared, where: Places, progress: Progress, budget: Budget) -> None:
+    """Take stored profiles where they fit this device, measure the rest. A model whose runs fail is left
+    out, as one that cannot be loaded."""
+    driver = LaneDriver(prepared.executor, MonotonicClock())
+    subjects = subjects_of(prepared)
+
+    def told(step: Step) -> None:
+        progress(f"profiling {step.label}", step.n_done, step.n)
+
+    with ProfileStore(where.profiles) as store:
+        for subject in subjects:
+            try:
+                found = measure_solo(
+                    driver, [subject], device=prepared.device, store=store, budget=budget, progress=told
+                )
+            except MeasureError as error:
+                prepared.failed[subject.spec.name] = str(error)
+                del prepared.metadata[subject.spec.name]
+                continue
+            prepared.profiles.add(subject.spec, found.records)
+        if not prepared.metadata:
+            raise ConfigError(next(iter(prepared.failed.values())))
+
+
+def subjects_of(prepared: Prepared) -> list[Subject]:
+    """What can be measured of the loaded models."""
+    random = np.random.default_rng(0)
+
+    def subject(metadata: ModelMetadata) -> Subject:
+        return Subject(
+            spec=metadata.spec,
+            source=prepared.sources[metadata.name],
+            inputs=lambda variant: example_inputs(metadata, variant, random),
+        )
+
+    return [subject(metadata) for metadata in prepared.metadata.values()]
+
+
+def measure_coruns(prepared: Prepared, where: Places, progress: Progress = no_progress) -> ScenarioProfile:
+    """Measure the lane-by-lane slowdowns and the overhead of a dispatch; with the solo profiles they are
+    what a simulated CPU is made of. Blocks for about 0.3 s per pair of models."""
+    driver = LaneDriver(prepared.executor, MonotonicClock())
+    subjects = subjects_of(prepared)
+
+    def told(step: Step) -> None:
+        progress(f"measuring {step.label}", step.n_done, step.n)
+
+    with ProfileStore(where.profiles) as store:
+        pairs = measure_pairs(driver, subjects, device=prepared.device, store=store, progress=told)
+        fastest = min(subjects, key=lambda subject: solo_ns(prepared.profiles, subject.spec))
+        overhead_ns = measure_overhead(driver, fastest)
+        store.put_overhead(overhead_ns, prepared.device)
+    return scenario_profile(prepared.device, prepared.specs, prepared.profiles.records, pairs, overhead_ns)
+
+
+def committed_profile(scenario: Scenario) -> Path:
+    """Where a profile committed beside a scenario lies: `demo.profile.json` beside `demo.toml`."""
+    return scenario.path.with_suffix(".profile.json")
+
+
+def simulation_profile(scenario: Scenario, where: Places) -> ScenarioProfile:
+    """What a simulation of this scenario's CPU is made of: the profile stored on this machine when it is
+    complete, else the one committed beside the scenario. Raises ConfigError that names `cotenant profile`."""
+    found = _stored_profile(scenario, where)
+    beside = committed_profile(scenario)
+    if found is None and beside.is_file():
+        found = load_profile(beside)
+    if found is None:
+        raise ConfigError(
+            f"{scenario.path}: nothing is measured to simulate this scenario with; run "
+            f"`cotenant profile {scenario.path.name} --corun` on the machine to be simulated first"
+        )
+    known = {model.spec.name for model in found.models}
+    for model in scenario.models:
+        if model.name not in known:
+            raise ConfigError(
+                f"{beside}: has no profile of model {model.name!r}; run `cotenant profile` again"
+            )
+    return found
+
+
+def _stored_profile(scenario: Scenario, where: Places) -> ScenarioProfile | None:
+    """The profile in this machine's store, or None unless every model file is there and fully measured."""
+    if not where.profiles.is_file():
+        return None
+    lanes = cpu_lanes(scenario)
+    device = cpu_fingerprint(lanes, len(available_cores()))
+    specs: list[ModelSpec] = []
+    records: list[SoloRecord] = []
+    sources: dict[str, str] = {}
+    with ProfileStore(where.profiles) as store:
+        for model in scenario.models:
+            path = _file_if_there(model, scenario, where)
+            if path is None:
+                return None
+            spec = inspect(path, settings_of(model)).spec
+            sources[model.name] = source_hash(path)
+            found = [store.get_solo(sources[model.name], variant, device) for variant in spec.variants()]
+            if None in found:
+                return None
+            specs.append(spec)
+            records += [record for record in found if record is not None]
+        pairs: list[PairRecord] = store.pairs(sources, device)
+        overhead_ns = store.overhead(device)
+    if overhead_ns is None or (len(lanes) > 1 and len(pairs) < len(specs) ** 2):
+        return None
+    return scenario_profile(device, specs, records, pairs, overhead_ns)
+
+
+def _file_if_there(model: ModelConfig, scenario: Scenario, where: Places) -> Path | None:
+    scheme, colon, rest = model.source.partition(":")
+    if not colon:
+        path = scenario.folder / model.source
+    elif scheme == "zoo":
+        path = zoo.path_of(rest, where.cache / "zoo")
+    else:
+        return None
+    return path if path.is_file() else None
+
+
+def with_slo(spec: ModelSpec, model: ModelConfig, profiles: StoredProfiles) -> ModelSpec:
+    """The spec with the scenario's SLO, class and percentile; a relative SLO is resolved."""
+    settings = settings_of(model, solo_ns(profiles, spec))
+    return structs.replace(
+        spec,
+        slo_ns=settings.slo_ns,
+        slo_percentile=settings.slo_percentile,
+        job_class=settings.job_class,
+    )
+
+
+def _resolve_slo(prepared: Prepared, model: ModelConfig) -> None:
+    """Now that the solo median is known, fix the SLO of a model that gives it as a multiple."""
+    before = prepared.metadata[model.name]
+    spec = with_slo(before.spec, model, prepared.profiles)
+    prepared.metadata[model.name] = structs.replace(before, spec=spec)
+    prepared.profiles.add(spec, [])
+
+
+def _source(scenario: Scenario, where: Places) -> Callable[[str], tuple[ModelMetadata, Path]]:
+    """Finds a configured model when it is to be loaded again."""
+
+    def find(name: str) -> tuple[ModelMetadata, Path]:
+        try:
+            model = scenario.model(name)
+        except StopIteration:
+            raise ValueError(f"model {name!r} is not in the configuration") from None
+        path = locate(model, scenario, where)
+        return inspect(path, settings_of(model)), path
+
+    return find
+
+
+def make_scheduler(
+    policy: Policy, predictor: SoloPredictor, lanes: Sequence[LaneInfo], specs: Sequence[ModelSpec]
+) -> Scheduler:
+    """A scheduler with a load meter of its own."""
+    return Scheduler(policy=policy, predictor=predictor, load=OnlineLoadMeter(), lanes=lanes, specs=specs)
+
+
+def make_engine(
+    prepared: Prepared,
+    policy: str | Policy = "default",
+    *,
+    clock: Clock | None = None,
+    observers: Sequence[Observer] = (),
+    log_path: Path | None = None,
+) -> Engine:
+    """An engine on the prepared device. Nothing runs before its `start`."""
+    chosen = make_policy(policy) if isinstance(policy, str) else policy
+    predictor = SoloPredictor(prepared.profiles)
+    scheduler = make_scheduler(chosen, predictor, prepared.executor.lanes, prepared.specs)
+    log: Log | None = None
+    if log_path is not None:
+        log = EventLog(log_path, log_header(prepared, chosen, predictor))
+    engine = Engine(
+        scheduler=scheduler,
+        executor=prepared.executor,
+        learner=predictor,
+        clock=clock or MonotonicClock(),
+        metadata=prepared.metadata,
+        observers=observers,
+        log=log,
+    )
+    engine.unavailable.update(prepared.failed)
+    return engine
+
+
+def log_header(prepared: Prepared, policy: Policy, predictor: SoloPredictor) -> Header:
+    """What a replay of the run needs."""
+    variants = [variant for spec in prepared.specs for variant in spec.variants()]
+    return Header(
+        policy=policy.name,
+        predictor="solo",
+        learned=predictor.state(),
+        specs=prepared.specs,
+        lanes=list(prepared.executor.lanes),
+        profiles=[prepared.profiles.solo(variant) for variant in variants],
+    )
+
+
+def from_header(header: Header) -> tuple[Scheduler, SoloPredictor]:
+    """A fresh scheduler and learner as a log's run began with."""
+    records = [SoloRecord(source="", profile=profile, samples_ns=()) for profile in header.profiles]
+    predictor = SoloPredictor(StoredProfiles(header.specs, records))
+    predictor.restore(header.learned)
+    return make_scheduler(make_policy(header.policy), predictor, header.lanes, header.specs), predictor
+
+
+def describe_device(device: DeviceFingerprint) -> Mapping[str, object]:
+    """The device for reports."""
+    return {
+        "kind": device.kind,
+        "name": device.name,
+        "cores": device.n_units,
+        "lanes": len(device.lane_units),
+        "runtime": device.runtime,
+        "fingerprint": device.digest,
+    }

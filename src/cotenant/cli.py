@@ -1,0 +1,295 @@
+"""The command line: each command reads its arguments, calls one function below, and shows what came of it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+from cotenant import __version__
+from cotenant.config import ConfigError, Scenario, load_scenario, scenario_from_model
+
+app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
+to_stderr = Console(stderr=True)
+to_stdout = Console()
+
+StoreOption = Annotated[
+    Path | None, typer.Option("--store", help="Folder of profiles, learned state and logs.", metavar="DIR")
+]
+JsonOption = Annotated[Path | None, typer.Option("--json", help="Write the report here.", metavar="FILE")]
+ScenarioArgument = Annotated[Path, typer.Argument(help="Scenario TOML.", metavar="SCENARIO.toml")]
+
+
+@app.callback(invoke_without_command=True)
+def root(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+    """Many models on one device, every deadline kept."""
+    if version:
+        typer.echo(f"cotenant {__version__}")
+        raise typer.Exit
+
+
+@app.command()
+def serve(
+    source: Annotated[Path, typer.Argument(help="CONFIG.toml or MODEL.onnx", metavar="CONFIG|MODEL")],
+    slo_ms: Annotated[
+        float | None, typer.Option(help="Deadline of a lone MODEL.onnx, ms.", min=0.001)
+    ] = None,
+    host: Annotated[str, typer.Option(help="Address to bind.")] = "127.0.0.1",
+    http_port: Annotated[int, typer.Option(help="HTTP port; 0: any free.", min=0, max=65535)] = 8000,
+    grpc_port: Annotated[int | None, typer.Option(help="gRPC port (not in this version).")] = None,
+    policy: Annotated[str, typer.Option(help="Scheduling policy.")] = "default",
+    store: StoreOption = None,
+) -> None:
+    """Run the server."""
+    from cotenant.assemble import places, prepare
+    from cotenant.host import HostConfig
+    from cotenant.host import serve as host_serve
+    from cotenant.schedule.policies import make_policy
+
+    if grpc_port is not None:
+        raise _fail("--grpc-port: gRPC is not part of this version; use HTTP")
+    with _clear_errors():
+        make_policy(policy)
+        where = places(store)
+        scenario = _config(source, slo_ms)
+        with _progress() as told:
+            prepared = prepare(scenario, where, progress=told)
+        for reason in prepared.failed.values():
+            to_stderr.print(f"[yellow]not served:[/] {reason}", highlight=False)
+        log_path = where.store / "logs" / "events.log" if scenario.server.event_log else None
+        config = HostConfig(host=host, http_port=http_port, policy=policy, log_path=log_path)
+        _run_loop(host_serve(prepared, config, lambda url: print(f"ready {url}", flush=True)))
+
+
+@app.command()
+def profile(
+    source: Annotated[Path, typer.Argument(help="CONFIG.toml", metavar="CONFIG.toml")],
+    corun: Annotated[bool, typer.Option("--corun", help="Measure models beside each other too.")] = False,
+    export: Annotated[
+        Path | None, typer.Option("--export", help="Write the profile here (with --corun).", metavar="FILE")
+    ] = None,
+    store: StoreOption = None,
+) -> None:
+    """Measure the models of a config on this machine and store what was found; resumes where it stopped."""
+    from cotenant.assemble import measure_coruns, places, prepare
+    from cotenant.profile.export import to_json
+
+    if export is not None and not corun:
+        raise _fail("--export needs --corun: a profile to simulate with has both")
+    with _clear_errors():
+        where = places(store)
+        scenario = _config(source, None)
+        with _progress() as told:
+            prepared = prepare(scenario, where, progress=told)
+            measured = measure_coruns(prepared, where, progress=told) if corun else None
+        prepared.executor.close()
+        _show_profile(prepared)
+        if measured is not None and export is not None:
+            export.write_text(to_json(measured), encoding="utf-8")
+            to_stdout.print(f"wrote {export}")
+        for reason in prepared.failed.values():
+            to_stderr.print(f"[yellow]not measured:[/] {reason}", highlight=False)
+        if prepared.failed:
+            raise typer.Exit(1)
+
+
+@app.command()
+def simulate(
+    scenario: ScenarioArgument,
+    policy: Annotated[str, typer.Option(help="Scheduling policy.")] = "default",
+    seed: Annotated[int | None, typer.Option(help="Replaces the scenario's seed.")] = None,
+    scale: Annotated[float | None, typer.Option(help="Replaces the scenario's scale.", min=1e-6)] = None,
+    capacity: Annotated[
+        float | None, typer.Option(help="Capacity (requests/s) that shares refer to; else simulated.")
+    ] = None,
+    json_file: JsonOption = None,
+    store: StoreOption = None,
+) -> None:
+    """Run a scenario on a simulated device with the same scheduler; same report as `bench`."""
+    from cotenant.assemble import places, simulation_profile
+    from cotenant.experiment.capacity import simulated_capacity
+    from cotenant.experiment.simulated import simulate as run
+    from cotenant.experiment.simulated import simulated_device
+    from cotenant.experiment.tables import show_report
+
+    with _clear_errors():
+        config = load_scenario(scenario)
+        device = simulated_device(config, simulation_profile(config, places(store)))
+        if config.load.scale_of == "capacity" and capacity is None:
+            capacity = simulated_capacity(config, device)
+        with _progress() as told:
+            report = run(
+                config,
+                device,
+                policy,
+                seed=seed,
+                scale=scale,
+                capacity_per_s=capacity,
+                progress=lambda done, total: told("simulating", done, total),
+            )
+        _write(json_file, report)
+        show_report(to_stdout, report)
+
+
+@app.command()
+def bench(
+    url: Annotated[str, typer.Argument(help="Address of a running server.")],
+    scenario: ScenarioArgument,
+    scale: Annotated[float | None, typer.Option(help="Replaces the scenario's scale.", min=1e-6)] = None,
+    capacity: Annotated[
+        float | None, typer.Option(help="Capacity (requests/s) that shares refer to; else measured.")
+    ] = None,
+    json_file: JsonOption = None,
+    store: StoreOption = None,
+) -> None:
+    """Open-loop load on all models of a live server; latency counts from the intended arrival."""
+    from cotenant.experiment.bench import measure_capacity, run_bench
+    from cotenant.experiment.tables import show_report
+
+    with _clear_errors():
+        config = load_scenario(scenario)
+        if config.load.scale_of == "capacity" and capacity is None:
+            capacity = asyncio.run(measure_capacity(url, config))
+            to_stderr.print(f"capacity {capacity:.1f} requests/s")
+        with _progress() as told:
+            report = asyncio.run(
+                run_bench(
+                    url,
+                    config,
+                    scale=scale,
+                    capacity_per_s=capacity,
+                    progress=lambda done, total: told("offering load", done, total),
+                )
+            )
+        _write(json_file, report)
+        show_report(to_stdout, report)
+
+
+@app.command()
+def demo(
+    seconds: Annotated[float, typer.Option(help="Seconds of load per run (12 runs).", min=1, max=60)] = 6.0,
+    json_file: JsonOption = None,
+    plot: Annotated[Path, typer.Option(help="Where the picture goes.")] = Path("demo.png"),
+    store: StoreOption = None,
+) -> None:
+    """Serve the built-in zoo on this machine and compare policies; ends by itself in under 3 minutes."""
+    from cotenant.experiment.demo import run_demo
+
+    with _clear_errors():
+        report = asyncio.run(run_demo(to_stdout, seconds=seconds, store=store, plot=plot))
+        _write(json_file, report)
+
+
+@app.command()
+def replay(
+    log: Annotated[Path, typer.Argument(help="Event log of a live run.", metavar="EVENTS.log")],
+) -> None:
+    """Feed a recorded event log to a fresh scheduler and compare its actions with the recorded ones."""
+    from cotenant.experiment.replaying import replay_log
+
+    with _clear_errors():
+        n_events, n_actions, mismatch = replay_log(log)
+        if mismatch is not None:
+            raise _fail(f"{log}: {mismatch}")
+        typer.echo(f"{n_events} events replayed to the same {n_actions} actions")
+
+
+@app.command()
+def explain(
+    request_id: Annotated[str, typer.Argument(help="The x-request-id of an answer.")],
+    url: Annotated[str, typer.Option(help="Address of the server.")] = "http://127.0.0.1:8000",
+    json_file: JsonOption = None,
+    store: StoreOption = None,
+) -> None:
+    """Why a request was late, refused or fast."""
+    from cotenant.experiment.explaining import explain_request
+
+    with _clear_errors():
+        found = explain_request(url, request_id)
+        _write(json_file, found)
+        to_stdout.print_json(json.dumps(found))
+
+
+# --- small things ---------------------------------------------------------------------------------
+
+
+def _config(source: Path, slo_ms: float | None) -> Scenario:
+    if source.suffix == ".onnx":
+        if not source.is_file():
+            raise ConfigError(f"there is no file {source}")
+        return scenario_from_model(source, slo_ms)
+    if slo_ms is not None:
+        raise ConfigError("--slo-ms goes with a lone MODEL.onnx; in a config set slo_ms per model")
+    return load_scenario(source)
+
+
+def _run_loop(main: Any) -> None:
+    try:
+        import uvloop
+    except ImportError:
+        asyncio.run(main)
+    else:
+        uvloop.run(main)
+
+
+def _fail(message: str) -> typer.Exit:
+    to_stderr.print(f"[red]error:[/] {message}", highlight=False, soft_wrap=True)
+    return typer.Exit(2)
+
+
+@contextmanager
+def _clear_errors() -> Iterator[None]:
+    """Expected failures end in one line, not in a traceback."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise typer.Exit(130) from None
+    except (ValueError, OSError) as error:
+        raise _fail(str(error)) from None
+
+
+@contextmanager
+def _progress() -> Iterator[Any]:
+    """A progress bar on stderr; quiet where nobody watches."""
+    bar = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.completed:.0f}/{task.total:.0f}"),
+        TimeElapsedColumn(),
+        console=to_stderr,
+        transient=True,
+    )
+    with bar:
+        task = bar.add_task("starting", total=1)
+
+        def told(what: str, done: int, total: int) -> None:
+            bar.update(task, description=what, completed=done, total=max(1, total))
+
+        yield told
+
+
+def _show_profile(prepared: Any) -> None:
+    from cotenant.experiment.tables import show_profiles
+
+    show_profiles(to_stdout, prepared.profiles)
+
+
+def _write(path: Path | None, report: Any) -> None:
+    if path is not None:
+        path.write_text(json.dumps(report, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def main() -> None:
+    """Entry point of the `cotenant` command."""
+    try:
+        app()
+    except BrokenPipeError:
+        sys.exit(1)

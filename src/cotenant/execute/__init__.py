@@ -1,0 +1,1 @@
+"""Executors: what runs dispatches on the lanes of a device."""

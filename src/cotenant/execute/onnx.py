@@ -1,0 +1,245 @@
+"""The default executor: ONNX Runtime on the CPU, one worker thread per lane.
+
+How this works. Each lane is a thread pinned to its own cores. When every lane has one core a model has one
+session that all lanes share (`run` is thread-safe and one-thread sessions work in the caller's thread);
+otherwise it has one session per lane, whose pool threads are born on the lane's cores. A dispatch is handed
+to its lane through a queue, assembled, run (the GIL is free meanwhile) and cut in the lane, and whoever
+takes it out of `_jobs` first, the lane or an abort, posts its one Completion. A run that is aborted is told
+to terminate, which ONNX Runtime obeys between nodes, but nobody waits for that: the thread is abandoned and
+a new one takes its place. CPU runs have no segment boundaries: `preempt` does nothing.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import onnxruntime as ort
+
+from cotenant.clock import Clock
+from cotenant.domain import Completion, Device, Dispatch, Event, Maintain, MaintenanceDone, ModelMetadata
+from cotenant.execute.batch import Array
+from cotenant.execute.lanes import LaneThread, available_cores, core_numbers, lane_layout, pinned
+from cotenant.execute.onnx_session import LoadedModel, describe, open_session, warm
+from cotenant.ports import LaneInfo, Sink, Tensors
+
+CLOSE_WAIT_S = 2.0
+"""How long `close` waits for each lane (s)."""
+
+Source = Callable[[str], tuple[ModelMetadata, Path]]
+"""Finds a model to load by name; may block; raises ValueError when there is none."""
+
+
+class Job:
+    """A dispatch on its way through a lane."""
+
+    __slots__ = ("dispatch", "inputs", "model", "options", "started_at")
+
+    def __init__(self, dispatch: Dispatch, inputs: Sequence[Tensors], model: LoadedModel, now: int) -> None:
+        self.dispatch = dispatch
+        self.inputs = inputs
+        self.model = model
+        self.options = ort.RunOptions()
+        self.started_at = now
+
+
+class OnnxExecutor:
+    """Implements the `Executor` port. `load` and `unload` may be called from any thread.
+
+    `source` finds a model that a `Maintain(load)` names; without it, models loaded before can be loaded
+    again. With no `lanes` there is one per core, at most 4.
+    """
+
+    def __init__(
+        self, clock: Clock, lanes: Sequence[LaneInfo] | None = None, source: Source | None = None
+    ) -> None:
+        self._cores = available_cores()
+        self.lanes = tuple(lanes or lane_layout(min(4, len(self._cores)), len(self._cores)))
+        self.models: dict[str, LoadedModel] = {}
+        self._clock = clock
+        self._source = source or self._loaded_before
+        self._known: dict[str, tuple[ModelMetadata, Path]] = {}
+        self._sink: Sink | None = None
+        self._jobs: dict[int, Job] = {}
+        self._results: dict[int, Sequence[Tensors]] = {}
+        self._closed = False
+        self._loading = threading.Lock()
+        self._threads = [self._new_thread(lane) for lane in self.lanes]
+        self._maintenance: LaneThread[Maintain] = LaneThread(
+            "cotenant-maintenance", frozenset(self._cores), lambda _, action: self._maintained(action)
+        )
+        self._maintenance.start()
+
+    @property
+    def threads_per_lane(self) -> tuple[int, ...]:
+        """Thread budget of each lane."""
+        return tuple(len(lane.units) for lane in self.lanes)
+
+    # --- models ---------------------------------------------------------------------------------------
+
+    def load(self, metadata: ModelMetadata, path: Path) -> None:
+        """Make a model servable, every variant run once on each session. Blocks: not for the deciding
+        thread. Raises ValueError naming the file and the reason; a model of the same name stays then."""
+        with self._loading:
+            self._known[metadata.name] = (metadata, path)
+            try:
+                model = LoadedModel(metadata, self._sessions(path))
+                warm(model)
+            except Exception as error:
+                raise ValueError(f"model file {path.name}: {describe(error)}") from error
+            self.models[metadata.name] = model
+
+    def unload(self, name: str) -> None:
+        """Forget the model; runs under way end undisturbed. Raises ValueError when it is not loaded."""
+        if self.models.pop(name, None) is None:
+            raise ValueError(f"model {name!r} is not loaded")
+
+    def _sessions(self, path: Path) -> list[ort.InferenceSession]:
+        if all(len(lane.units) == 1 for lane in self.lanes):
+            return [open_session(path, 1)]
+        sessions = []
+        for lane in self.lanes:
+            with pinned(core_numbers(lane.units, self._cores)):  # pool threads inherit the cores
+                sessions.append(open_session(path, len(lane.units)))
+        return sessions
+
+    # --- Executor -------------------------------------------------------------------------------------
+
+    def attach(self, sink: Sink) -> None:
+        self._sink = sink
+
+    def start(self, dispatch: Dispatch, inputs: Sequence[Tensors]) -> None:
+        now = self._clock.now()
+        model = self.models.get(dispatch.variant.model)
+        if model is None or self._closed:
+            problem = "the executor is closed" if self._closed else f"{dispatch.variant.model} is not loaded"
+            self._fail(dispatch, now, problem)
+            return
+        job = Job(dispatch, inputs, model, now)
+        self._jobs[dispatch.id] = job
+        self._threads[dispatch.lane].put(job)
+
+    def preempt(self, dispatch_id: int) -> None:
+        """Nothing: a CPU run has no boundaries."""
+
+    def abort(self, dispatch_id: int, reason: str) -> None:
+        """Give up a dispatch: its Completion, with `lane_lost`, is posted at once; `Device(restarted)`
+        follows when the lane has a new thread. Nothing happens if the dispatch has ended."""
+        job = self._jobs.pop(dispatch_id, None)
+        if job is None:
+            return
+        job.options.terminate = True
+        lane = job.dispatch.lane
+        thread = self._threads[lane]
+        thread.abandoned = True
+        thread.stop()
+        job.model.batchers.pop(id(thread), None)
+        self._fail(job.dispatch, job.started_at, reason, lane_lost=True)
+        if not self._closed:
+            self._threads[lane] = self._new_thread(
+                self.lanes[lane], lambda: self._post(Device("restarted", lane))
+            )
+
+    def take_results(self, dispatch_id: int) -> Sequence[Tensors] | None:
+        return self._results.pop(dispatch_id, None)
+
+    def maintain(self, action: Maintain) -> None:
+        """Load or unload in a thread of its own. Profiling is done through `profile.measure`, not here."""
+        self._maintenance.put(action)
+
+    def close(self) -> None:
+        if self._closed:
+            return
+        self._closed = True
+        for job in list(self._jobs.values()):
+            job.options.terminate = True
+        for lane in self._threads:
+            lane.stop()
+        self._maintenance.stop()
+        for lane in self._threads:
+            lane.join(CLOSE_WAIT_S)
+        self._maintenance.join(CLOSE_WAIT_S)
+
+    # --- in the lane ----------------------------------------------------------------------------------
+
+    def _run(self, thread: LaneThread[Job], job: Job) -> None:
+        dispatch, model = job.dispatch, job.model
+        session = model.session(dispatch.lane)
+        names, options = model.output_names, job.options
+        started_at = job.started_at = self._clock.now()
+        results: Sequence[Tensors] = ()
+        error: str | None = None
+
+        def run(feed: Mapping[str, Array]) -> Sequence[Array]:
+            outputs: Sequence[Array] = session.run(names, feed, options)
+            return outputs
+
+        try:
+            results = model.batcher(id(thread)).run(dispatch.variant, job.inputs, run)
+        except Exception as problem:
+            error = describe(problem)
+        ended_at = self._clock.now()
+        if self._jobs.pop(dispatch.id, None) is None:
+            return  # aborted meanwhile: somebody else has answered
+        if error is None:
+            self._results[dispatch.id] = results
+        self._post(
+            Completion(
+                dispatch_id=dispatch.id,
+                lane=dispatch.lane,
+                started_at=started_at,
+                ended_at=ended_at,
+                error=error,
+            )
+        )
+
+    # --- inside ---------------------------------------------------------------------------------------
+
+    def _new_thread(self, lane: LaneInfo, ready: Callable[[], None] | None = None) -> LaneThread[Job]:
+        cores = core_numbers(lane.units, self._cores)
+        thread = LaneThread(f"cotenant-lane-{lane.index}", cores, self._run, ready)
+        thread.start()
+        return thread
+
+    def _post(self, event: Event) -> None:
+        assert self._sink is not None, "attach() first"
+        self._sink(event)
+
+    def _fail(self, dispatch: Dispatch, started_at: int, error: str, *, lane_lost: bool = False) -> None:
+        self._post(
+            Completion(
+                dispatch_id=dispatch.id,
+                lane=dispatch.lane,
+                started_at=started_at,
+                ended_at=max(started_at, self._clock.now()),
+                error=error,
+                lane_lost=lane_lost,
+            )
+        )
+
+    def _maintained(self, action: Maintain) -> None:
+        error: str | None = None
+        spec = None
+        try:
+            match action.kind:
+                case "load":
+                    metadata, path = self._source(action.model)
+                    self.load(metadata, path)
+                    spec = metadata.spec
+                case "unload":
+                    self.unload(action.model)
+                case _:
+                    raise ValueError(f"this executor cannot {action.kind}; it can load and unload")
+        except Exception as problem:
+            error = str(problem) if isinstance(problem, ValueError) else describe(problem)
+        self._post(
+            MaintenanceDone(
+                maintenance_id=action.id, kind=action.kind, model=action.model, error=error, spec=spec
+            )
+        )
+
+    def _loaded_before(self, name: str) -> tuple[ModelMetadata, Path]:
+        if name not in self._known:
+            raise ValueError(f"unknown model {name!r}")
+        return self._known[name]

@@ -1,0 +1,79 @@
+"""What a person sees in the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from cotenant.domain import NS_PER_MS
+from cotenant.profile.records import StoredProfiles
+
+
+def number(value: float | None, digits: int = 1, unit: str = "") -> str:
+    """A figure, or a dash where there is none."""
+    return "-" if value is None else f"{value:.{digits}f}{unit}"
+
+
+def share(value: float | None) -> str:
+    """A fraction as per cent."""
+    return "-" if value is None else f"{100 * value:.1f} %"
+
+
+def show_report(console: Console, report: Mapping[str, Any]) -> None:
+    """One run: a line of totals, then a row per model."""
+    console.print(
+        f"policy [bold]{report['policy']}[/]: {report['offered']} offered, "
+        f"attainment [bold]{share(report['attainment'])}[/], goodput {number(report['goodput_per_s'])} /s, "
+        f"p50 {number(report['p50_ms'])} ms, p99 {number(report['p99_ms'])} ms",
+        highlight=False,
+    )
+    table = Table(box=None, header_style="bold")
+    for name in (
+        "model",
+        "offered",
+        "ok",
+        "late",
+        "refused",
+        "expired",
+        "other",
+        "attained",
+        "p50 ms",
+        "p99 ms",
+    ):
+        table.add_column(name, justify="left" if name == "model" else "right")
+    for name, group in report["per_model"].items():
+        table.add_row(
+            name,
+            str(group["offered"]),
+            str(group["ok"]),
+            str(group["late"]),
+            str(group["rejected"]),
+            str(group["expired"]),
+            str(group["cancelled"] + group["failed"]),
+            share(group["attainment"]),
+            number(group["p50_ms"]),
+            number(group["p99_ms"]),
+        )
+    console.print(table)
+
+
+def show_profiles(console: Console, profiles: StoredProfiles) -> None:
+    """Solo latencies of every measured variant."""
+    table = Table(box=None, header_style="bold")
+    for name in ("variant", "median ms", "spread ms", "p99 ms", "runs"):
+        table.add_column(name, justify="left" if name == "variant" else "right")
+    for record in profiles.records:
+        found = record.profile
+        quantiles = dict(found.quantiles_ns)
+        p99 = quantiles.get(0.99)
+        table.add_row(
+            found.variant.label,
+            number(found.median_ns / NS_PER_MS, 2),
+            number(found.spread_ns / NS_PER_MS, 2),
+            number(None if p99 is None else p99 / NS_PER_MS, 2),
+            str(found.n_samples),
+        )
+    console.print(table)

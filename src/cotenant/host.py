@@ -1,0 +1,76 @@
+"""A server in one process: engine and HTTP front end on one event loop, until a signal says stop."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from cotenant.assemble import Prepared, make_engine
+from cotenant.clock import MonotonicClock
+from cotenant.engine_client import EngineClient
+from cotenant.local_link import LocalLink
+from cotenant.serve.http import ServeConfig, make_app
+from cotenant.serve.server import serve_http
+from cotenant.telemetry.metrics import Metrics
+
+SWITCH_INTERVAL_S = 0.0005
+"""How long a thread may keep the interpreter from another (s). The default of 5 ms is longer than many an
+inference: a lane that is done would wait for it. `benchmarks/run.py` measures the effect."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HostConfig:
+    """Where and how to serve."""
+
+    host: str = "127.0.0.1"
+    """Address to bind."""
+    http_port: int = 8000
+    """TCP port; 0: any that is free."""
+    policy: str = "default"
+    """Scheduling policy."""
+    log_path: Path | None = None
+    """Event log to write, if any."""
+
+
+async def serve(prepared: Prepared, config: HostConfig, on_ready: Callable[[str], None]) -> None:
+    """Serve until SIGTERM or SIGINT, then drain and return. `on_ready(url)` is called once, when requests
+    are accepted."""
+    sys.setswitchinterval(SWITCH_INTERVAL_S)
+    settings = prepared.scenario.server
+    clock = MonotonicClock()
+    metrics = Metrics()
+    engine = make_engine(prepared, config.policy, clock=clock, observers=[metrics], log_path=config.log_path)
+    engine.start()
+    serve_config = ServeConfig(
+        max_body_bytes=settings.max_body_mib << 20, allow_model_control=settings.allow_model_control
+    )
+    app = make_app(EngineClient(LocalLink(engine, clock)), metrics, serve_config)
+    shutdown, told = asyncio.Event(), asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        with suppress(NotImplementedError):
+            loop.add_signal_handler(number, told.set)
+
+    async def stop_when_told() -> None:
+        await told.wait()
+        await engine.drain(settings.drain_s)
+        shutdown.set()
+
+    stopper = asyncio.create_task(stop_when_told())
+    try:
+        await serve_http(
+            app,
+            config.host,
+            config.http_port,
+            lambda port: on_ready(f"http://{config.host}:{port}"),
+            shutdown,
+            drain_limit_s=2,
+        )
+    finally:
+        stopper.cancel()
+        engine.stop()

@@ -1,0 +1,79 @@
+"""The engine in the front end's own process, behind the same link as a remote one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from cotenant.clock import Clock
+from cotenant.domain import ModelMetadata, Outcome
+from cotenant.engine import Engine, ModelCounts
+from cotenant.engine_client import Call, ModelStatistics, ModelStatus, Reply
+from cotenant.ports import Tensors
+
+
+class LocalLink:
+    """Implements `EngineLink` on an engine that runs on the same event loop."""
+
+    def __init__(self, engine: Engine, clock: Clock) -> None:
+        self._engine = engine
+        self.now = clock.now
+
+    def submit(self, call: Call, reply: Callable[[Reply], None]) -> None:
+        def answer(outcome: Outcome, outputs: Tensors | None) -> None:
+            reply(Reply(outcome=outcome, outputs=outputs))
+
+        self._engine.submit(
+            call_id=call.id,
+            model=call.model,
+            inputs=call.inputs,
+            rows=call.rows,
+            axes=call.axes,
+            arrived_at=call.arrived_at,
+            slo_ns=call.slo_ns,
+            priority=call.priority,
+            reply=answer,
+        )
+
+    def cancel(self, call_id: str) -> None:
+        self._engine.cancel(call_id)
+
+    def metadata(self) -> Mapping[str, ModelMetadata]:
+        return self._engine.models
+
+    def status(self) -> Sequence[ModelStatus]:
+        ready = [ModelStatus(name=name, state="READY") for name in self._engine.models]
+        failed = [
+            ModelStatus(name=name, state="UNAVAILABLE", reason=reason)
+            for name, reason in self._engine.unavailable.items()
+        ]
+        return [*ready, *failed]
+
+    def statistics(self) -> Sequence[ModelStatistics]:
+        return [_statistics(name, counts) for name, counts in self._engine.counts.items()]
+
+    def load(self, name: str, done: Callable[[str | None], None]) -> None:
+        self._engine.maintain("load", name, done)
+
+    def unload(self, name: str, done: Callable[[str | None], None]) -> None:
+        self._engine.maintain("unload", name, done)
+
+    def accepting(self) -> bool:
+        return self._engine.accepting
+
+    def explain(self, call_id: str) -> dict[str, Any] | None:
+        return self._engine.explain(call_id)
+
+
+def _statistics(name: str, counts: ModelCounts) -> ModelStatistics:
+    return ModelStatistics(
+        name=name,
+        last_inference_ms=counts.last_inference_ms,
+        inference_count=counts.n_rows,
+        execution_count=counts.n_runs,
+        success=counts.success,
+        fail=counts.fail,
+        queue=counts.queue,
+        compute=counts.compute,
+        batches=[(rows, n, total) for rows, (n, total) in sorted(counts.batches.items())],
+    )

@@ -1,0 +1,105 @@
+"""Runs an executor synchronously, one dispatch per lane, for measurements. No scheduler is involved."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from queue import Empty, SimpleQueue
+
+from cotenant.clock import Clock
+from cotenant.domain import NS_PER_S, Completion, Dispatch, Event, ModelSpec, Prediction, Snapshot, Variant
+from cotenant.ports import Executor, Tensors
+
+HANG_S = 60.0
+"""A run that takes longer is given up (s)."""
+
+_NOBODY = Snapshot(at=0, in_flight=())
+_UNKNOWN = Prediction(issued_at=0, finish_at=(0, 0, 0, 0, 0), slo_level=0.99, version=0, corunners=0)
+
+
+class MeasureError(RuntimeError):
+    """A run of a measurement failed; the message names the variant and the error."""
+
+
+class LaneDriver:
+    """Takes over an executor: attaches a sink of its own, so whoever serves with the executor afterwards
+    must attach again. Dispatch ids are negative. Every method blocks.
+
+    `pump` makes virtual time go on, one step per call; without it events are awaited in real time.
+    """
+
+    def __init__(self, executor: Executor, clock: Clock, pump: Callable[[], None] | None = None) -> None:
+        self.executor = executor
+        self.clock = clock
+        self._pump = pump
+        self._events: SimpleQueue[Event] = SimpleQueue()
+        self._n = 0
+        self._running: set[int] = set()
+        executor.attach(self._events.put)
+
+    def start(self, lane: int, spec: ModelSpec, variant: Variant, inputs: Tensors) -> Dispatch:
+        """Start one run; its end comes out of `wait`."""
+        self._n += 1
+        dispatch = Dispatch(
+            id=-self._n,
+            variant=variant,
+            requests=(),
+            rows=variant.rows,
+            lane=lane,
+            share=1.0,
+            decided_at=self.clock.now(),
+            latest_start_at=None,
+            first_segment=0,
+            end_segment=spec.n_segments,
+            prediction=_UNKNOWN,
+            snapshot=_NOBODY,
+            why="measurement",
+        )
+        self._running.add(dispatch.id)
+        self.executor.start(dispatch, [inputs])
+        return dispatch
+
+    def wait(self, variant: Variant) -> Completion:
+        """The next completion on any lane. Raises MeasureError, naming `variant`, if it failed or did not
+        come for `HANG_S`; whatever else runs is then given up."""
+        while True:
+            event = self._next()
+            if event is None:
+                self._give_up()
+                raise MeasureError(f"measuring {variant.label} failed: no end after {HANG_S:.0f} s")
+            if not isinstance(event, Completion):
+                continue
+            self.executor.take_results(event.dispatch_id)
+            if event.dispatch_id not in self._running:
+                continue
+            self._running.discard(event.dispatch_id)
+            if event.error is not None:
+                self._give_up()
+                raise MeasureError(f"measuring {variant.label} failed: {event.error}")
+            return event
+
+    def run(self, spec: ModelSpec, variant: Variant, inputs: Tensors, lane: int = 0) -> Completion:
+        """One run with nothing beside it."""
+        dispatch = self.start(lane, spec, variant, inputs)
+        while True:
+            completion = self.wait(variant)
+            if completion.dispatch_id == dispatch.id:
+                return completion
+
+    def _give_up(self) -> None:
+        for dispatch_id in tuple(self._running):
+            self._running.discard(dispatch_id)
+            self.executor.abort(dispatch_id, "the measurement was given up")
+
+    def _next(self) -> Event | None:
+        """The next event; None when there was none for `HANG_S`."""
+        if self._pump is not None:
+            give_up_at = self.clock.now() + int(HANG_S * NS_PER_S)
+            while self._events.empty():
+                if self.clock.now() >= give_up_at:
+                    return None
+                self._pump()
+            return self._events.get()
+        try:
+            return self._events.get(timeout=HANG_S)
+        except Empty:
+            return None

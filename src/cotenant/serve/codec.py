@@ -1,0 +1,312 @@
+"""A model's codec: V2 infer requests validated against the model, and its answers encoded."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import orjson
+
+from cotenant.domain import Axes, ModelMetadata, TensorSpec
+from cotenant.ports import Tensors
+from cotenant.serve.errors import BadRequest
+from cotenant.serve.oip import (
+    REQUEST,
+    Encoded,
+    Inference,
+    InferRequest,
+    InputTensor,
+    WantedTensor,
+    binary_size,
+    boolean,
+    decode_json,
+    refuse_unsupported,
+)
+from cotenant.serve.tensors import BINARY_ONLY, DTYPES, Array, TensorDecoder, to_bytes, to_json
+
+MAX_DIMENSIONS = 32
+LARGEST_DIMENSION = 2**31 - 1
+
+
+class ModelCodec:
+    """Decodes requests for and encodes answers of one loaded model; made once per load."""
+
+    def __init__(self, metadata: ModelMetadata) -> None:
+        self.metadata = metadata
+        self._decoders = {spec.name: TensorDecoder(spec) for spec in metadata.inputs}
+        self._outputs = {spec.name: spec for spec in metadata.outputs}
+        self._buckets = dict(metadata.spec.axis_buckets)
+        self._all_json = tuple((spec, False) for spec in metadata.outputs)
+        self._all_binary = tuple((spec, True) for spec in metadata.outputs)
+        self._json_refused = any(spec.datatype in BINARY_ONLY for spec in metadata.outputs)
+        self._has_strings = any(spec.datatype == "BYTES" for spec in metadata.inputs)
+
+    def slow_bytes(self, body: bytes | bytearray, json_bytes: int | None) -> int:
+        """How many bytes of the body are slow to decode (JSON, strings); binary numbers are free."""
+        if json_bytes is None or self._has_strings:
+            return len(body)
+        return json_bytes
+
+    # --- decoding ---------------------------------------------------------------------------------
+
+    def decode(self, body: bytes | bytearray, json_bytes: int | None) -> Inference:
+        """Validate a request. `json_bytes` is the value of `Inference-Header-Content-Length`, if given."""
+        if json_bytes == 0:
+            return self._decode_raw(body)
+        if json_bytes is None:
+            request: InferRequest = decode_json(REQUEST, body)
+            binary = memoryview(b"")
+        elif json_bytes > len(body):
+            raise BadRequest(
+                400, f"Inference-Header-Content-Length is {json_bytes}, but the body has {len(body)} bytes"
+            )
+        else:
+            view = memoryview(body)
+            request = decode_json(REQUEST, view[:json_bytes])
+            binary = view[json_bytes:]
+        parameters = request.parameters or {}
+        refuse_unsupported(parameters, "parameters")
+        inputs, rows, axes = self._inputs(request.inputs, binary, json_bytes is not None)
+        return Inference(
+            id=request.id,
+            inputs=inputs,
+            rows=rows,
+            axes=axes,
+            wanted=self._wanted(request.outputs, parameters),
+            timeout_us=parameters.get("timeout"),
+            priority=parameters.get("priority", 0),
+        )
+
+    def _inputs(
+        self, tensors: list[InputTensor], binary: memoryview, has_binary: bool
+    ) -> tuple[dict[str, Array], int, Axes]:
+        arrays: dict[str, Array] = {}
+        sizes: dict[str | None, tuple[int, str]] = {}
+        at = 0
+        for index, tensor in enumerate(tensors):
+            field = f"inputs[{index}] '{tensor.name}'"
+            decoder = self._decoder(tensor, field, arrays)
+            self._check_shape(decoder.spec, tensor.shape, field, sizes)
+            n_bytes = binary_size(tensor, field, has_binary)
+            if n_bytes is None:
+                arrays[tensor.name] = decoder.from_json(tensor.data, tensor.shape, field)
+                continue
+            if n_bytes > len(binary) - at:
+                raise BadRequest(
+                    400,
+                    f"{field}: parameters.binary_data_size is {n_bytes}, but {len(binary) - at} bytes "
+                    "of binary data are left in the body",
+                )
+            arrays[tensor.name] = decoder.from_bytes(binary[at : at + n_bytes], tensor.shape, field)
+            at += n_bytes
+        if at != len(binary):
+            raise BadRequest(
+                400, f"the body has {len(binary)} bytes of binary data, but the inputs claim {at} of them"
+            )
+        if len(arrays) != len(self._decoders):
+            missing = [name for name in self._decoders if name not in arrays]
+            raise BadRequest(400, f"inputs: missing {_names(missing)} of model '{self.metadata.name}'")
+        return arrays, self._rows(sizes), self._axes(sizes)
+
+    def _decoder(self, tensor: InputTensor, field: str, seen: dict[str, Array]) -> TensorDecoder:
+        decoder = self._decoders.get(tensor.name)
+        if decoder is None:
+            raise BadRequest(
+                400,
+                f"{field}: model '{self.metadata.name}' has no such input; expected {_names(self._decoders)}",
+            )
+        if tensor.name in seen:
+            raise BadRequest(400, f"{field}: given twice")
+        if tensor.datatype != decoder.spec.datatype:
+            expected = decoder.spec.datatype
+            known = "" if tensor.datatype in DTYPES else ", which is no V2 datatype"
+            raise BadRequest(400, f"{field}: datatype is '{tensor.datatype}'{known}; expected '{expected}'")
+        return decoder
+
+    def _check_shape(
+        self,
+        spec: TensorSpec,
+        shape: Sequence[int],
+        field: str,
+        sizes: dict[str | None, tuple[int, str]],
+    ) -> None:
+        """Check `shape` against the spec, and that an axis has one size in all inputs. The rows' key in
+        `sizes` is None."""
+        if len(shape) != len(spec.shape):
+            got = f"{len(shape)} dimensions" if len(shape) > MAX_DIMENSIONS else str(list(shape))
+            raise BadRequest(
+                400,
+                f"{field}: shape {got} does not fit {list(spec.shape)}: "
+                f"expected {len(spec.shape)} dimensions",
+            )
+        if max(shape, default=0) > LARGEST_DIMENSION or min(shape, default=0) < -LARGEST_DIMENSION:
+            raise BadRequest(400, f"{field}: shape has a dimension beyond {LARGEST_DIMENSION}")
+        for dimension, (size, expected) in enumerate(zip(shape, spec.shape, strict=True)):
+            if expected >= 0:
+                if size != expected:
+                    raise BadRequest(400, _misfit(field, shape, spec, dimension, f"must be {expected}"))
+                continue
+            if size < 1:
+                raise BadRequest(400, _misfit(field, shape, spec, dimension, "must be at least 1"))
+            is_rows = dimension == 0 and self.metadata.batched
+            if is_rows and size > self.metadata.spec.max_batch:
+                raise BadRequest(
+                    400,
+                    f"{field}: {size} rows, but model '{self.metadata.name}' takes at most "
+                    f"{self.metadata.spec.max_batch} (max_batch)",
+                )
+            axis = spec.axes[dimension]
+            if axis is None and not is_rows:
+                continue
+            key = None if is_rows else axis
+            known_size, known_field = sizes.setdefault(key, (size, field))
+            if known_size != size:
+                what = "rows" if is_rows else f"axis '{axis}'"
+                raise BadRequest(
+                    400,
+                    f"{field}: {what} is {size} in shape {list(shape)}, but {known_size} in {known_field}",
+                )
+
+    def _rows(self, sizes: dict[str | None, tuple[int, str]]) -> int:
+        if not self.metadata.batched:
+            return 1
+        return sizes[None][0] if None in sizes else 1
+
+    def _axes(self, sizes: dict[str | None, tuple[int, str]]) -> Axes:
+        if not self._buckets:
+            return ()
+        axes: list[tuple[str, int]] = []
+        for axis, (size, field) in sizes.items():
+            buckets = self._buckets.get(axis) if axis is not None else None
+            if axis is None or buckets is None:
+                continue
+            bucket = next((bucket for bucket in buckets if size <= bucket), None)
+            if bucket is None:
+                raise BadRequest(
+                    400, f"{field}: axis '{axis}' is {size}, but its largest bucket is {buckets[-1]}"
+                )
+            axes.append((axis, bucket))
+        return tuple(sorted(axes))
+
+    def _wanted(
+        self, outputs: list[WantedTensor] | None, parameters: dict[str, Any]
+    ) -> tuple[tuple[TensorSpec, bool], ...]:
+        in_binary = boolean(parameters, "binary_data_output", "parameters", False)
+        if not outputs:
+            if self._json_refused and not in_binary:
+                for spec in self.metadata.outputs:
+                    _check_json_output(spec, "outputs")
+            return self._all_binary if in_binary else self._all_json
+        wanted: dict[str, tuple[TensorSpec, bool]] = {}
+        for index, output in enumerate(outputs):
+            field = f"outputs[{index}] '{output.name}'"
+            spec_or_none = self._outputs.get(output.name)
+            if spec_or_none is None:
+                raise BadRequest(
+                    400,
+                    f"{field}: model '{self.metadata.name}' has no such output; "
+                    f"expected {_names(self._outputs)}",
+                )
+            if output.name in wanted:
+                raise BadRequest(400, f"{field}: given twice")
+            own = output.parameters or {}
+            refuse_unsupported(own, f"{field}: parameters")
+            binary = boolean(own, "binary_data", f"{field}: parameters", in_binary)
+            if not binary:
+                _check_json_output(spec_or_none, field)
+            wanted[output.name] = (spec_or_none, binary)
+        return tuple(wanted.values())
+
+    def _decode_raw(self, body: bytes | bytearray) -> Inference:
+        """A body that is the data of the only input; its shape is derived, the answer is in binary."""
+        if len(self._decoders) != 1:
+            raise BadRequest(
+                400,
+                "Inference-Header-Content-Length is 0 (a raw body), but model "
+                f"'{self.metadata.name}' has {len(self._decoders)} inputs; expected exactly 1",
+            )
+        ((name, decoder),) = self._decoders.items()
+        field = f"inputs[0] '{name}'"
+        shape = self._raw_shape(decoder, len(body), field)
+        sizes: dict[str | None, tuple[int, str]] = {}
+        self._check_shape(decoder.spec, shape, field, sizes)
+        array = decoder.from_bytes(memoryview(body), shape, field)
+        return Inference(
+            id=None,
+            inputs={name: array},
+            rows=self._rows(sizes),
+            axes=self._axes(sizes),
+            wanted=self._all_binary,
+        )
+
+    def _raw_shape(self, decoder: TensorDecoder, n_bytes: int, field: str) -> tuple[int, ...]:
+        shape = list(decoder.spec.shape)
+        if decoder.dtype.kind == "O":
+            return tuple(1 if size < 0 else size for size in shape)
+        free = [dimension for dimension, size in enumerate(shape) if size < 0]
+        if len(free) == 2 and self.metadata.batched and free[0] == 0:
+            shape[0] = 1
+            del free[0]
+        if len(free) > 1:
+            raise BadRequest(
+                400, f"{field}: a raw body leaves {len(free)} dimensions of {shape} open; send JSON"
+            )
+        if free:
+            known = math.prod(size for size in shape if size >= 0) * decoder.dtype.itemsize
+            shape[free[0]] = n_bytes // known if known else 0
+        return tuple(shape)
+
+    # --- encoding ---------------------------------------------------------------------------------
+
+    def slow_elements(self, outputs: Tensors, wanted: Sequence[tuple[TensorSpec, bool]]) -> int:
+        """How many elements of the answer are slow to encode."""
+        return sum(
+            outputs[spec.name].size for spec, binary in wanted if not binary or spec.datatype == "BYTES"
+        )
+
+    def encode(
+        self, outputs: Tensors, wanted: Sequence[tuple[TensorSpec, bool]], request_id: str | None
+    ) -> Encoded:
+        """The answer's body. Raises KeyError if the engine left out an output it has."""
+        entries: list[dict[str, Any]] = []
+        tail: list[bytes] = []
+        for spec, binary in wanted:
+            array = np.asarray(outputs[spec.name], DTYPES[spec.datatype], order="C")
+            entry: dict[str, Any] = {"name": spec.name, "datatype": spec.datatype, "shape": array.shape}
+            if binary:
+                data = to_bytes(array)
+                entry["parameters"] = {"binary_data_size": len(data)}
+                tail.append(data)
+            else:
+                entry["data"] = to_json(array, spec.name)
+            entries.append(entry)
+        answer: dict[str, Any] = {
+            "model_name": self.metadata.name,
+            "model_version": self.metadata.versions[-1],
+            "outputs": entries,
+        }
+        if request_id is not None:
+            answer["id"] = request_id
+        head = orjson.dumps(answer)
+        if not tail:
+            return Encoded(head, None)
+        return Encoded(b"".join((head, *tail)), len(head))
+
+
+def _names(names: Any) -> str:
+    return ", ".join(f"'{name}'" for name in names)
+
+
+def _misfit(field: str, shape: Sequence[int], spec: TensorSpec, dimension: int, rule: str) -> str:
+    return f"{field}: shape {list(shape)} does not fit {list(spec.shape)}: dimension {dimension} {rule}"
+
+
+def _check_json_output(spec: TensorSpec, field: str) -> None:
+    if spec.datatype in BINARY_ONLY:
+        raise BadRequest(
+            400,
+            f"{field}: '{spec.name}' is {spec.datatype}, which cannot be sent as JSON; ask for it in binary "
+            "(binary_data or binary_data_output)",
+        )

@@ -1,0 +1,117 @@
+"""The HTTP application: infer requests go straight to `InferRoute`, everything else through Starlette."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Protocol
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, Response
+from starlette.routing import Route
+
+from cotenant.engine_client import EngineClient
+from cotenant.serve.dataplane import error_answer
+from cotenant.serve.errors import BadRequest
+from cotenant.serve.infer_route import InferRoute, Receive, Scope, Send
+from cotenant.serve.model_routes import ModelRoutes
+from cotenant.serve.repository_routes import RepositoryRoutes
+from cotenant.serve.settings import ServeConfig
+
+__all__ = ["App", "MetricsPage", "ServeConfig", "make_app"]
+
+GREETING = """{name} {version}: models that share a device and keep their deadlines.
+GET /v2  GET /v2/models  POST /v2/models/MODEL/infer  GET /v2/requests/ID  GET /metrics
+"""
+
+
+class MetricsPage(Protocol):
+    """What `GET /metrics` shows."""
+
+    def render(self) -> tuple[bytes, str]:
+        """The page and its content type."""
+        ...
+
+
+class App:
+    """The ASGI application."""
+
+    def __init__(self, infer: InferRoute, rest: Starlette, client: EngineClient) -> None:
+        self._infer = infer
+        self._rest = rest
+        self._now = client.now
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request; the arrival of an infer request is stamped here, its headers just parsed."""
+        if scope["type"] == "http" and scope["method"] == "POST":
+            arrived_at = self._now()
+            match scope["path"].split("/"):
+                case ["", "v2", "models", model, "infer"]:
+                    return await self._infer(scope, receive, send, model, None, arrived_at)
+                case ["", "v2", "models", model, "versions", version, "infer"]:
+                    return await self._infer(scope, receive, send, model, version, arrived_at)
+        return await self._rest(scope, receive, send)
+
+
+def make_app(client: EngineClient, metrics: MetricsPage | None, config: ServeConfig) -> App:
+    """The HTTP front end of one engine; without `metrics`, `/metrics` is unknown."""
+    routes = [
+        Route("/", _greeting(config), methods=["GET"]),
+        *ModelRoutes(client, config).routes(),
+        *RepositoryRoutes(client, config).routes(),
+        *_metrics_routes(metrics),
+    ]
+    rest = Starlette(
+        routes=routes,
+        exception_handlers={HTTPException: _http_error, BadRequest: _bad_request, Exception: _internal_error},
+    )
+    rest.router.redirect_slashes = False
+    return App(InferRoute(client, config), rest, client)
+
+
+def _greeting(config: ServeConfig) -> Callable[[Request], Awaitable[Response]]:
+    text = GREETING.format(name=config.name, version=config.version)
+
+    async def greeting(_: Request) -> Response:
+        return PlainTextResponse(text)
+
+    return greeting
+
+
+def _metrics_routes(metrics: MetricsPage | None) -> Sequence[Route]:
+    if metrics is None:
+        return ()
+
+    async def page(_: Request) -> Response:
+        body, content_type = metrics.render()
+        return Response(body, headers={"content-type": content_type})
+
+    return (Route("/metrics", page, methods=["GET"]),)
+
+
+def _error(status: int, message: str, extra: dict[str, str] | None = None) -> Response:
+    answer = error_answer(status, message)
+    headers = {name.decode(): value.decode() for name, value in answer.headers}
+    return Response(answer.body, status, headers | (extra or {}))
+
+
+async def _http_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    allowed = dict(error.headers or {})
+    if error.status_code == 405:
+        message = f"{request.method} is not allowed here; expected {allowed.get('Allow', 'another method')}"
+    elif error.status_code == 404:
+        message = "no such page; GET /v2 describes the server, GET /v2/models its models"
+    else:
+        message = error.detail
+    return _error(error.status_code, message, allowed)
+
+
+async def _bad_request(_: Request, error: Exception) -> Response:
+    assert isinstance(error, BadRequest)
+    return _error(error.status, error.message)
+
+
+async def _internal_error(_: Request, __: Exception) -> Response:
+    return _error(500, "internal error")

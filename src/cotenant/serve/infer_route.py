@@ -1,0 +1,278 @@
+"""POST .../infer as bare ASGI: no routing table, no Request or Response objects, no task of its own.
+
+How this works: uvicorn already runs each request in a task. That task reads the body, decodes, awaits the
+engine and sends. A client's going is only told to whoever awaits `receive()`, and that would need a second
+task; so a timer is armed instead (under a microsecond), and only a request that still waits after
+`watch_after_ms` gets a task that awaits the disconnect and then cancels the request's own task, which
+`EngineClient.infer` turns into a cancelled call. Most requests of small models never pay for it, and a
+disconnect in the first milliseconds is noticed when the watch begins.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, MutableMapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from cotenant.domain import ModelMetadata, OutcomeKind
+from cotenant.engine_client import EngineClient, Reply
+from cotenant.serve.codec import ModelCodec
+from cotenant.serve.dataplane import (
+    JSON_TYPE,
+    UNAVAILABLE,
+    Answer,
+    budget_ns,
+    error_answer,
+    find_model,
+    infer,
+    refusal,
+)
+from cotenant.serve.errors import BadRequest
+from cotenant.serve.oip import Encoded, Inference
+from cotenant.serve.settings import ServeConfig
+
+Scope = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+
+_READ_HEADERS = frozenset(
+    (
+        b"content-length",
+        b"content-encoding",
+        b"inference-header-content-length",
+        b"x-slo-ms",
+        b"x-request-timeout-seconds",
+    )
+)
+_LATE = (b"x-cotenant-outcome", b"late")
+_BINARY_TYPE = (b"content-type", b"application/octet-stream")
+LINGER_S = 2.0
+
+
+class ClientGoneError(Exception):
+    """The client closed its connection: nobody is left to answer."""
+
+
+class OversizeError(BadRequest):
+    """A body above the limit; `unread`: the client may still be sending it."""
+
+    def __init__(self, limit: int, *, unread: bool) -> None:
+        super().__init__(413, f"the body is larger than the limit of {limit} bytes")
+        self.unread = unread
+
+
+class Watch:
+    """Cancels the current task when the client disconnects while it waits."""
+
+    __slots__ = ("_receive", "_task", "_timer", "_watcher", "gone")
+
+    def __init__(self, receive: Receive, after_s: float) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._task = task
+        self._receive = receive
+        self._watcher: asyncio.Task[None] | None = None
+        self._timer = task.get_loop().call_later(after_s, self._begin)
+        self.gone = False
+
+    def _begin(self) -> None:
+        self._watcher = self._task.get_loop().create_task(self._wait())
+
+    async def _wait(self) -> None:
+        while (await self._receive())["type"] != "http.disconnect":
+            pass
+        self.gone = True
+        self._task.cancel()
+
+    def stop(self) -> None:
+        """The wait is over."""
+        self._timer.cancel()
+        if self._watcher is not None:
+            self._watcher.cancel()
+
+
+class InferRoute:
+    """Answers infer requests; holds the decoders of the loaded models."""
+
+    def __init__(self, client: EngineClient, config: ServeConfig) -> None:
+        self._client = client
+        self._config = config
+        self._codecs: dict[str, ModelCodec] = {}
+        self._pool = ThreadPoolExecutor(config.n_json_threads, thread_name_prefix="cotenant-json")
+
+    async def __call__(
+        self, scope: Scope, receive: Receive, send: Send, model: str, version: str | None, arrived_at: int
+    ) -> None:
+        """Answer one request. `arrived_at` was stamped when the headers had been parsed."""
+        call_id = self._client.new_id()
+        try:
+            headers = _headers(scope)
+            metadata = find_model(self._client, model, version)
+            body = await self._body(headers, receive)
+            answer = await self._answer(metadata, headers, body, receive, call_id, arrived_at)
+        except BadRequest as error:
+            answer = error_answer(error.status, error.message)
+            if isinstance(error, OversizeError) and error.unread:
+                return await _send_and_linger(answer, call_id, receive, send)
+        except ClientGoneError:
+            return
+        except asyncio.CancelledError:
+            # uvicorn cancels what outlives the drain limit; nothing awaits this task but the client
+            answer = error_answer(503, f"{UNAVAILABLE}: the server is shutting down")
+        except Exception:
+            await _send(send, error_answer(500, "internal error"), call_id)
+            raise
+        await _send(send, answer, call_id)
+
+    # --- reading ----------------------------------------------------------------------------------
+
+    async def _body(self, headers: dict[bytes, bytes], receive: Receive) -> bytes | bytearray:
+        """The whole body. Raises BadRequest (413, 408, 415) and ClientGoneError."""
+        limit = self._config.max_body_bytes
+        encoding = headers.get(b"content-encoding")
+        if encoding is not None and encoding.lower() != b"identity":
+            shown = encoding.decode("latin-1")
+            raise BadRequest(
+                415, f"header Content-Encoding: '{shown:.40}' is not supported; send the body as it is"
+            )
+        declared = headers.get(b"content-length")
+        if declared is not None and declared.isdigit() and int(declared) > limit:
+            raise OversizeError(limit, unread=True)
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise ClientGoneError
+        first: bytes = message.get("body", b"")
+        if not message.get("more_body"):
+            if len(first) > limit:
+                raise OversizeError(limit, unread=False)
+            return first
+        body = bytearray(first)
+        try:
+            async with asyncio.timeout(self._config.body_timeout_s):
+                while message.get("more_body"):
+                    message = await receive()
+                    if message["type"] == "http.disconnect":
+                        raise ClientGoneError
+                    body += message.get("body", b"")
+                    if len(body) > limit:
+                        raise OversizeError(limit, unread=bool(message.get("more_body")))
+        except TimeoutError:
+            raise BadRequest(
+                408, f"the body did not arrive within {self._config.body_timeout_s:g} seconds"
+            ) from None
+        return body
+
+    def _codec(self, metadata: ModelMetadata) -> ModelCodec:
+        codec = self._codecs.get(metadata.name)
+        if codec is None or codec.metadata is not metadata:
+            codec = self._codecs[metadata.name] = ModelCodec(metadata)
+        return codec
+
+    # --- answering --------------------------------------------------------------------------------
+
+    async def _answer(
+        self,
+        metadata: ModelMetadata,
+        headers: dict[bytes, bytes],
+        body: bytes | bytearray,
+        receive: Receive,
+        call_id: str,
+        arrived_at: int,
+    ) -> Answer:
+        codec = self._codec(metadata)
+        json_bytes = _json_bytes(headers)
+        inference: Inference
+        if codec.slow_bytes(body, json_bytes) > self._config.large_json_bytes:
+            inference = await self._in_thread(codec.decode, body, json_bytes)
+        else:
+            inference = codec.decode(body, json_bytes)
+        slo_ns = budget_ns(
+            inference.timeout_us, headers.get(b"x-slo-ms"), headers.get(b"x-request-timeout-seconds")
+        )
+        if not self._client.accepting():
+            return error_answer(503, f"{UNAVAILABLE}: the server is draining")
+        watch = Watch(receive, self._config.watch_after_ms / 1000)
+        try:
+            reply = await infer(self._client, metadata.name, call_id, inference, arrived_at, slo_ns)
+        except asyncio.CancelledError:
+            if not watch.gone:
+                raise
+            raise ClientGoneError from None
+        finally:
+            watch.stop()
+        if reply.outputs is None:
+            return refusal(reply.outcome)
+        return await self._success(codec, inference, reply)
+
+    async def _success(self, codec: ModelCodec, inference: Inference, reply: Reply) -> Answer:
+        assert reply.outputs is not None
+        encoded: Encoded
+        # a number takes about 10 bytes as JSON
+        if codec.slow_elements(reply.outputs, inference.wanted) * 10 > self._config.large_json_bytes:
+            encoded = await self._in_thread(codec.encode, reply.outputs, inference.wanted, inference.id)
+        else:
+            encoded = codec.encode(reply.outputs, inference.wanted, inference.id)
+        if encoded.json_bytes is None:
+            headers = [JSON_TYPE]
+        else:
+            headers = [_BINARY_TYPE, (b"inference-header-content-length", b"%d" % encoded.json_bytes)]
+        if reply.outcome.kind is OutcomeKind.LATE:
+            headers.append(_LATE)
+        return Answer(200, headers, encoded.body)
+
+    async def _in_thread(self, work: Callable[..., Any], *arguments: Any) -> Any:
+        return await asyncio.get_running_loop().run_in_executor(self._pool, work, *arguments)
+
+
+def _headers(scope: Scope) -> dict[bytes, bytes]:
+    """The headers this route reads. One given twice is joined by a comma, which no parser of ours takes."""
+    found: dict[bytes, bytes] = {}
+    for name, value in scope["headers"]:
+        if name in _READ_HEADERS:
+            found[name] = found[name] + b", " + value if name in found else value
+    return found
+
+
+def _json_bytes(headers: dict[bytes, bytes]) -> int | None:
+    text = headers.get(b"inference-header-content-length")
+    if text is None:
+        return None
+    if not text.isdigit() or len(text) > 15:
+        shown = text.decode("latin-1")
+        raise BadRequest(
+            400, f"header Inference-Header-Content-Length: expected a count of bytes, got {shown!r:.40}"
+        )
+    return int(text)
+
+
+def _finish_headers(answer: Answer, call_id: str) -> list[tuple[bytes, bytes]]:
+    return [
+        *answer.headers,
+        (b"content-length", b"%d" % len(answer.body)),
+        (b"x-request-id", call_id.encode()),
+    ]
+
+
+async def _send(send: Send, answer: Answer, call_id: str) -> None:
+    headers = _finish_headers(answer, call_id)
+    await send({"type": "http.response.start", "status": answer.status, "headers": headers})
+    await send({"type": "http.response.body", "body": answer.body})
+
+
+async def _send_and_linger(answer: Answer, call_id: str, receive: Receive, send: Send) -> None:
+    """Send the answer, then read on for a moment before closing: a client still sending its body would
+    otherwise see a reset connection instead of the answer."""
+    headers = [*_finish_headers(answer, call_id), (b"connection", b"close")]
+    await send({"type": "http.response.start", "status": answer.status, "headers": headers})
+    await send({"type": "http.response.body", "body": answer.body, "more_body": True})
+    try:
+        async with asyncio.timeout(LINGER_S):
+            while True:
+                message = await receive()
+                if message["type"] == "http.disconnect" or not message.get("more_body"):
+                    break
+    except TimeoutError:
+        pass
+    await send({"type": "http.response.body", "body": b""})

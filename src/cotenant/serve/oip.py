@@ -1,0 +1,127 @@
+"""Open Inference Protocol V2: the infer request as it stands on the wire, and its parameters.
+
+A body is JSON, or JSON followed by binary tensors (`Inference-Header-Content-Length` says where the JSON
+ends), or nothing but the raw data of a single input (that header is 0). Members that V2 does not define are
+ignored, like parameters that no part of this server reads; everything else is checked, and every failure is
+a `BadRequest` that names the field.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+from msgspec import Raw, Struct
+
+from cotenant.domain import Axes, TensorSpec
+from cotenant.serve.errors import BadRequest
+from cotenant.serve.tensors import (
+    Array,
+    json_problem,
+)
+
+__all__ = ["REQUEST", "BadRequest", "Encoded", "InferRequest", "Inference", "InputTensor", "WantedTensor"]
+
+UNSUPPORTED = ("shared_memory_region", "classification", "sequence_id")
+"""Parameters that ask for what this server cannot do: answering as if they were absent would be wrong."""
+
+
+class InputTensor(Struct, gc=False):
+    """One entry of `inputs` as it stands in the JSON."""
+
+    name: str
+    shape: tuple[int, ...]
+    datatype: str
+    parameters: dict[str, Any] | None = None
+    data: Raw = Raw(b"")
+
+
+class WantedTensor(Struct, gc=False):
+    """One entry of `outputs` as it stands in the JSON."""
+
+    name: str
+    parameters: dict[str, Any] | None = None
+
+
+class InferRequest(Struct, gc=False):
+    """The JSON of an infer request."""
+
+    inputs: list[InputTensor]
+    id: str | None = None
+    parameters: dict[str, Any] | None = None
+    outputs: list[WantedTensor] | None = None
+
+
+REQUEST = msgspec.json.Decoder(InferRequest)
+
+
+class Inference(Struct, frozen=True, kw_only=True):
+    """A validated infer request. `axes` are bucket sizes. `wanted` pairs each output with "in binary".
+    `timeout_us` and `priority` are as the client gave them; the data plane checks them."""
+
+    id: str | None
+    inputs: dict[str, Array]
+    rows: int
+    axes: Axes
+    wanted: tuple[tuple[TensorSpec, bool], ...]
+    timeout_us: object = None
+    priority: object = 0
+
+
+class Encoded(Struct, frozen=True):
+    """An encoded answer; `json_bytes` is the length of its JSON when binary data follows, else None."""
+
+    body: bytes
+    json_bytes: int | None
+
+
+def decode_json(decoder: msgspec.json.Decoder[Any], text: bytes | bytearray | memoryview) -> Any:
+    """Decode, or raise a `BadRequest` that says where the text is wrong."""
+    try:
+        return decoder.decode(text)
+    except msgspec.ValidationError as error:
+        raise BadRequest(400, json_problem(error, "").removeprefix(".").removeprefix(": ")) from None
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise BadRequest(400, json_problem(error, "body")) from None
+    except UnicodeDecodeError:
+        raise BadRequest(400, "body: holds a string that is not UTF-8") from None
+
+
+def refuse_unsupported(parameters: dict[str, Any], field: str) -> None:
+    """Raise a BadRequest for a parameter in `UNSUPPORTED` that asks for something."""
+    for name in UNSUPPORTED:
+        if parameters.get(name):
+            raise BadRequest(400, f"{field}.{name}: not supported by this server")
+
+
+def boolean(parameters: dict[str, Any], name: str, field: str, default: bool) -> bool:
+    """A true-or-false parameter. Raises BadRequest."""
+    value = parameters.get(name, default)
+    if not isinstance(value, bool):
+        raise BadRequest(400, f"{field}.{name}: expected true or false, got {value!r:.40}")
+    return value
+
+
+def binary_size(tensor: InputTensor, field: str, has_binary: bool) -> int | None:
+    """The length of the input's binary data, or None when it stands in the JSON."""
+    parameters = tensor.parameters
+    if parameters:
+        refuse_unsupported(parameters, f"{field}: parameters")
+        size = parameters.get("binary_data_size")
+        if size is not None:
+            if type(size) is not int or size < 0:
+                raise BadRequest(
+                    400, f"{field}: parameters.binary_data_size: expected a count of bytes, got {size!r:.40}"
+                )
+            if tensor.data:
+                raise BadRequest(400, f"{field}: has both data and parameters.binary_data_size; expected one")
+            if not has_binary:
+                raise BadRequest(
+                    400,
+                    f"{field}: has parameters.binary_data_size, but the header "
+                    "Inference-Header-Content-Length, which says where binary data begins, is missing",
+                )
+            return size
+    if not tensor.data:
+        raise BadRequest(400, f"{field}: has neither data nor parameters.binary_data_size")
+    return None

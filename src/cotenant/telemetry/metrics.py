@@ -1,0 +1,184 @@
+"""Prometheus metrics of one engine, fed as an `Observer`.
+
+Label sets stay small: models come from the configuration, and of a reason only the fixed phrase before ':'
+is kept, at most `MAX_REASONS` different ones. Label children are looked up once and kept, because
+`labels()` costs more than the observation itself.
+"""
+
+from __future__ import annotations
+
+from prometheus_client import CollectorRegistry, Counter, Histogram
+from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
+
+from cotenant.domain import LEVELS, NS_PER_S, Observation, Outcome, OutcomeKind
+
+SPAN_BUCKETS_S = (
+    0.0005,
+    0.001,
+    0.0025,
+    0.005,
+    0.01,
+    0.025,
+    0.05,
+    0.1,
+    0.25,
+    0.5,
+    1.0,
+    2.5,
+    5.0,
+    10.0,
+)
+DECISION_BUCKETS_S = (1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2)
+ROWS_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+RATIO_BUCKETS = (0.25, 0.5, 0.7, 0.8, 0.9, 0.95, 1.0, 1.05, 1.1, 1.2, 1.3, 1.5, 2.0, 3.0, 5.0, 10.0)
+MAX_REASONS = 64
+OTHER = "other"
+
+LEVEL_LABELS = (*(f"{level:g}" for level in LEVELS), "slo")
+"""Label of each column of a prediction; `slo` is the model's own `slo_percentile`."""
+
+
+class _OfModel:
+    """The label children of one model."""
+
+    def __init__(self, metrics: Metrics, model: str) -> None:
+        self.latency = metrics.latency.labels(model)
+        self.queue = metrics.queue.labels(model)
+        self.service = metrics.service.labels(model)
+        self.rows = metrics.rows.labels(model)
+        self.ratio = metrics.ratio.labels(model)
+        self.predicted = metrics.predicted.labels(model)
+        self.covered = tuple(metrics.covered.labels(model, level) for level in LEVEL_LABELS)
+
+
+class Metrics:
+    """An `Observer` that keeps Prometheus metrics in a registry of its own."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self.latency = self._histogram(
+            "cotenant_request_latency_seconds", "Arrival to answer, ok and late.", ("model",), SPAN_BUCKETS_S
+        )
+        self.queue = self._histogram(
+            "cotenant_request_queue_seconds",
+            "Arrival to the start of the run, ok and late.",
+            ("model",),
+            SPAN_BUCKETS_S,
+        )
+        self.service = self._histogram(
+            "cotenant_request_service_seconds",
+            "Start of the run to the answer, ok and late.",
+            ("model",),
+            SPAN_BUCKETS_S,
+        )
+        self.outcomes = Counter(
+            "cotenant_requests",
+            "Requests by how they ended.",
+            ("model", "outcome", "reason"),
+            registry=self.registry,
+        )
+        self.rows = self._histogram(
+            "cotenant_batch_rows", "Rows per completed dispatch.", ("model",), ROWS_BUCKETS
+        )
+        self.ratio = self._histogram(
+            "cotenant_prediction_ratio",
+            "Measured span / predicted median span, dispatch to end.",
+            ("model",),
+            RATIO_BUCKETS,
+        )
+        self.predicted = Counter(
+            "cotenant_predictions", "Dispatches with a prediction.", ("model",), registry=self.registry
+        )
+        self.covered = Counter(
+            "cotenant_predictions_covered",
+            "Dispatches that ended by the quantile predicted at dispatch; divide by cotenant_predictions.",
+            ("model", "level"),
+            registry=self.registry,
+        )
+        self.lane_busy = Counter(
+            "cotenant_lane_busy_seconds",
+            "Time a lane spent on completed runs.",
+            ("lane",),
+            registry=self.registry,
+        )
+        self.decision = Histogram(
+            "cotenant_decision_seconds",
+            "Real time of one decision of the scheduler.",
+            buckets=DECISION_BUCKETS_S,
+            registry=self.registry,
+        )
+        self._models: dict[str, _OfModel] = {}
+        self._outcomes: dict[tuple[str, str, str], Counter] = {}
+        self._reasons: set[str] = set()
+        self._lanes: dict[int, Counter] = {}
+
+    def _histogram(
+        self, name: str, text: str, labels: tuple[str, ...], buckets: tuple[float, ...]
+    ) -> Histogram:
+        return Histogram(name, text, labels, buckets=buckets, registry=self.registry)
+
+    def settled(self, outcome: Outcome) -> None:
+        """Count a request's end; time it if it was answered."""
+        model = outcome.request.model
+        key = (model, outcome.kind.value, outcome.reason)
+        counter = self._outcomes.get(key) if ":" not in outcome.reason else None
+        (counter or self._outcome(model, outcome.kind, outcome.reason)).inc()
+        if outcome.kind is not OutcomeKind.OK and outcome.kind is not OutcomeKind.LATE:
+            return
+        children = self._of_model(model)
+        arrived_at = outcome.request.arrived_at
+        children.latency.observe((outcome.ended_at - arrived_at) / NS_PER_S)
+        if outcome.started_at is not None:
+            children.queue.observe((outcome.started_at - arrived_at) / NS_PER_S)
+            children.service.observe((outcome.ended_at - outcome.started_at) / NS_PER_S)
+
+    def observed(self, observation: Observation) -> None:
+        """Count a completed dispatch and compare it with what was predicted when it was made."""
+        children = self._of_model(observation.variant.model)
+        children.rows.observe(observation.rows)
+        busy_ns = max(0, observation.ended_at - observation.started_at)
+        self._lane(observation.lane).inc(busy_ns / NS_PER_S)
+        if not observation.predictions:
+            return
+        finish_at = observation.predictions[0].finish_at
+        predicted_ns = finish_at[0] - observation.decided_at
+        if predicted_ns > 0:
+            children.ratio.observe((observation.ended_at - observation.decided_at) / predicted_ns)
+        children.predicted.inc()
+        for covered, at in zip(children.covered, finish_at, strict=False):
+            if observation.ended_at <= at:
+                covered.inc()
+
+    def decided(self, spent_ns: int, at: int) -> None:
+        """Time one decision; 0 means that it was not measured."""
+        if spent_ns > 0:
+            self.decision.observe(spent_ns / NS_PER_S)
+
+    def render(self) -> tuple[bytes, str]:
+        """The metrics page and its content type."""
+        return generate_latest(self.registry), CONTENT_TYPE_LATEST
+
+    def _of_model(self, model: str) -> _OfModel:
+        children = self._models.get(model)
+        if children is None:
+            children = self._models[model] = _OfModel(self, model)
+        return children
+
+    def _lane(self, lane: int) -> Counter:
+        counter = self._lanes.get(lane)
+        if counter is None:
+            counter = self._lanes[lane] = self.lane_busy.labels(str(lane))
+        return counter
+
+    def _outcome(self, model: str, kind: OutcomeKind, reason: str) -> Counter:
+        phrase = reason.partition(":")[0].strip() or "none"
+        if phrase not in self._reasons:
+            if len(self._reasons) >= MAX_REASONS:
+                phrase = OTHER
+            else:
+                self._reasons.add(phrase)
+        key = (model, kind.value, phrase)
+        counter = self._outcomes.get(key)
+        if counter is None:
+            counter = self._outcomes[key] = self.outcomes.labels(*key)
+        return counter

@@ -1,0 +1,1 @@
+"""What arrives, and what can be said online of how it arrives."""

@@ -1,0 +1,37 @@
+"""Fixtures: real servers on an engine in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from serving import Server
+
+from cotenant.serve.http import MetricsPage, ServeConfig
+from cotenant.testing import EchoLink
+
+
+@pytest.fixture
+def serve() -> Iterator[Callable[..., Server]]:
+    """Starts servers and stops them afterwards: `serve(config, *models, metrics=...)`."""
+    servers: list[Server] = []
+
+    def start(config: ServeConfig | None = None, *models: Any, metrics: MetricsPage | None = None) -> Server:
+        server = Server(EchoLink(*models), config or ServeConfig(), metrics)
+        server.start()
+        servers.append(server)
+        return server
+
+    yield start
+    for server in servers:
+        server.stop()
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Server]:
+    """One server for the tests of a module that leave it as it was."""
+    shared = Server(EchoLink(), ServeConfig(max_body_bytes=1 << 20))
+    shared.start()
+    yield shared
+    shared.stop()

@@ -1,0 +1,225 @@
+"""Asks a server everything through the stock `tritonclient[http]`: `python triton_client_check.py HOST:PORT`.
+
+Runs in an environment that has tritonclient and nothing of cotenant. The server must serve `echo` (FP32
+[-1, 16], `max_batch` 8). Prints one line per check and ends with `all N checks passed`, or with a traceback.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import tritonclient.http as triton
+from tritonclient.utils import InferenceServerException
+
+Client = Any
+CHECKS: list[Callable[[Client], None]] = []
+VALUES = np.arange(32, dtype=np.float32).reshape(2, 16) / 7
+
+
+def check(function: Callable[[Client], None]) -> Callable[[Client], None]:
+    """Add to the list of checks."""
+    CHECKS.append(function)
+    return function
+
+
+def echo_input(values: Any = VALUES, *, binary: bool = True, datatype: str = "FP32") -> Any:
+    tensor = triton.InferInput("input", list(values.shape), datatype)
+    tensor.set_data_from_numpy(values, binary_data=binary)
+    return tensor
+
+
+def output_name(client: Client) -> str:
+    return client.get_model_metadata("echo")["outputs"][0]["name"]
+
+
+def refused(status: str, words: str, ask: Callable[[], object]) -> None:
+    """The call must fail with this HTTP status, and its message must hold `words`."""
+    found: InferenceServerException | None = None
+    try:
+        ask()
+    except InferenceServerException as error:
+        found = error
+    assert found is not None, f"expected status {status}, but the call succeeded"
+    assert found.status() == status, f"status {found.status()}, expected {status}: {found.message()}"
+    assert words in found.message(), f"expected {words!r} in {found.message()!r}"
+
+
+@check
+def the_server_is_live_and_ready(client: Client) -> None:
+    assert client.is_server_live()
+    assert client.is_server_ready()
+
+
+@check
+def models_are_ready_or_not(client: Client) -> None:
+    assert client.is_model_ready("echo")
+    assert client.is_model_ready("echo", "1")
+    assert not client.is_model_ready("nope")
+    assert not client.is_model_ready("echo", "9")
+
+
+@check
+def server_metadata_names_extensions(client: Client) -> None:
+    metadata = client.get_server_metadata()
+    assert metadata["name"] == "cotenant"
+    assert "binary_tensor_data" in metadata["extensions"]
+    assert "statistics" in metadata["extensions"]
+
+
+@check
+def model_metadata_describes_tensors(client: Client) -> None:
+    metadata = client.get_model_metadata("echo")
+    assert metadata["name"] == "echo"
+    assert metadata["inputs"] == [{"name": "input", "datatype": "FP32", "shape": [-1, 16]}]
+    assert client.get_model_metadata("echo", "1") == metadata
+
+
+@check
+def model_config_is_tritons(client: Client) -> None:
+    config = client.get_model_config("echo")
+    assert config["max_batch_size"] == 8
+    assert config["input"][0]["data_type"] == "TYPE_FP32"
+    assert config["input"][0]["dims"] == [16]
+
+
+@check
+def the_repository_index_lists_echo(client: Client) -> None:
+    assert {"echo": "READY"}.items() <= {
+        model["name"]: model["state"] for model in client.get_model_repository_index()
+    }.items()
+
+
+@check
+def infer_in_binary(client: Client) -> None:
+    result = client.infer("echo", [echo_input()])
+    assert np.array_equal(result.as_numpy(output_name(client)), VALUES)
+    assert result.get_response()["model_name"] == "echo"
+
+
+@check
+def infer_in_json(client: Client) -> None:
+    name = output_name(client)
+    wanted = [triton.InferRequestedOutput(name, binary_data=False)]
+    result = client.infer("echo", [echo_input(binary=False)], outputs=wanted)
+    assert np.array_equal(result.as_numpy(name), VALUES)
+
+
+@check
+def infer_mixing_json_and_binary(client: Client) -> None:
+    name = output_name(client)
+    for binary_in, binary_out in ((True, False), (False, True)):
+        wanted = [triton.InferRequestedOutput(name, binary_data=binary_out)]
+        result = client.infer("echo", [echo_input(binary=binary_in)], outputs=wanted)
+        assert np.array_equal(result.as_numpy(name), VALUES)
+
+
+@check
+def infer_with_version_id_and_parameters(client: Client) -> None:
+    result = client.infer(
+        "echo",
+        [echo_input()],
+        model_version="1",
+        request_id="mine",
+        timeout=900_000,
+        priority=1,
+        parameters={"custom": "value"},
+    )
+    assert result.get_response()["id"] == "mine"
+
+
+@check
+def infer_with_headers(client: Client) -> None:
+    client.infer("echo", [echo_input()], headers={"x-slo-ms": "900"})
+
+
+@check
+def async_infer(client: Client) -> None:
+    name = output_name(client)
+    pending = [client.async_infer("echo", [echo_input(VALUES + n)]) for n in range(16)]
+    for n, request in enumerate(pending):
+        assert np.array_equal(request.get_result().as_numpy(name), VALUES + n)
+
+
+@check
+def statistics_count_what_was_done(client: Client) -> None:
+    before = client.get_inference_statistics("echo")["model_stats"][0]
+    client.infer("echo", [echo_input()])
+    after = client.get_inference_statistics("echo")["model_stats"][0]
+    assert after["inference_count"] == before["inference_count"] + 2
+    succeeded = [stats["inference_stats"]["success"]["count"] for stats in (before, after)]
+    assert succeeded[1] == succeeded[0] + 1
+    names = [model["name"] for model in client.get_inference_statistics()["model_stats"]]
+    assert "echo" in names
+
+
+@check
+def an_unknown_model_or_version_is_404(client: Client) -> None:
+    refused("404", "nope", lambda: client.infer("nope", [echo_input()]))
+    refused("404", "version", lambda: client.infer("echo", [echo_input()], model_version="9"))
+    refused("404", "nope", lambda: client.get_model_metadata("nope"))
+    refused("404", "nope", lambda: client.get_model_config("nope"))
+    refused("404", "nope", lambda: client.get_inference_statistics("nope"))
+
+
+@check
+def a_wrong_shape_is_400_and_named(client: Client) -> None:
+    wrong = np.zeros((1, 15), np.float32)
+    for binary in (True, False):
+        refused(
+            "400",
+            "dimension 1 must be 16",
+            lambda b=binary: client.infer("echo", [echo_input(wrong, binary=b)]),
+        )
+
+
+@check
+def a_wrong_datatype_is_400_and_named(client: Client) -> None:
+    wrong = echo_input(np.zeros((1, 16), np.int32), datatype="INT32")
+    refused("400", "expected 'FP32'", lambda: client.infer("echo", [wrong]))
+
+
+@check
+def too_many_rows_are_400(client: Client) -> None:
+    refused("400", "at most 8", lambda: client.infer("echo", [echo_input(np.zeros((9, 16), np.float32))]))
+
+
+@check
+def wrong_names_are_400(client: Client) -> None:
+    tensor = triton.InferInput("nope", [1, 16], "FP32")
+    tensor.set_data_from_numpy(np.zeros((1, 16), np.float32))
+    refused("400", "no such input", lambda: client.infer("echo", [tensor]))
+    wanted = [triton.InferRequestedOutput("nope")]
+    refused("400", "no such output", lambda: client.infer("echo", [echo_input()], outputs=wanted))
+
+
+@check
+def what_is_not_supported_is_400(client: Client) -> None:
+    wanted = [triton.InferRequestedOutput(output_name(client), class_count=2)]
+    refused("400", "classification", lambda: client.infer("echo", [echo_input()], outputs=wanted))
+    refused(
+        "400", "sequence_id", lambda: client.infer("echo", [echo_input()], sequence_id=7, sequence_start=True)
+    )
+    compressed = {"request_compression_algorithm": "gzip"}
+    refused("415", "gzip", lambda: client.infer("echo", [echo_input()], **compressed))
+
+
+@check
+def errors_disturb_nothing(client: Client) -> None:
+    infer_in_binary(client)
+
+
+def main() -> None:
+    """Run every check against the server named on the command line."""
+    client = triton.InferenceServerClient(sys.argv[1], concurrency=4)
+    for function in CHECKS:
+        function(client)
+        print("passed:", function.__name__.replace("_", " "), flush=True)
+    client.close()
+    print(f"all {len(CHECKS)} checks passed")
+
+
+if __name__ == "__main__":
+    main()

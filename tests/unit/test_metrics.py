@@ -1,0 +1,119 @@
+"""Metrics say what happened, with few labels."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from cotenant.domain import NS_PER_MS, Observation, Outcome, OutcomeKind, Prediction, Request, Variant
+from cotenant.ports import Observer
+from cotenant.telemetry.metrics import MAX_REASONS, Metrics
+
+MS = NS_PER_MS
+
+
+def outcome(kind: OutcomeKind, reason: str = "", model: str = "m", **more: Any) -> Outcome:
+    request = Request(id="r", model=model, arrived_at=100 * MS, deadline_at=200 * MS)
+    return Outcome(request=request, kind=kind, reason=reason, ended_at=150 * MS, **more)
+
+
+def observation(ended_ms: int, finish_ms: tuple[int, ...] = (110, 120, 125, 130, 128)) -> Observation:
+    prediction = Prediction(
+        issued_at=100 * MS,
+        finish_at=tuple(ms * MS for ms in finish_ms),
+        slo_level=0.97,
+        version=1,
+        corunners=0,
+    )
+    return Observation(
+        dispatch_id=1,
+        variant=Variant("m", 4),
+        rows=3,
+        lane=1,
+        share=1.0,
+        decided_at=100 * MS,
+        started_at=102 * MS,
+        ended_at=ended_ms * MS,
+        first_segment=0,
+        end_segment=1,
+        segment_ended_at=(),
+        predictions=(prediction,),
+        overlaps=(),
+    )
+
+
+def value(metrics: Metrics, name: str, **labels: str) -> float | None:
+    return metrics.registry.get_sample_value(name, labels)
+
+
+def test_metrics_is_an_observer() -> None:
+    observer: Observer = Metrics()
+    observer.settled(outcome(OutcomeKind.OK))
+
+
+def test_an_answered_request_is_counted_and_timed() -> None:
+    metrics = Metrics()
+    metrics.settled(outcome(OutcomeKind.OK, started_at=120 * MS))
+    assert value(metrics, "cotenant_requests_total", model="m", outcome="ok", reason="none") == 1
+    assert value(metrics, "cotenant_request_latency_seconds_sum", model="m") == 0.05
+    assert value(metrics, "cotenant_request_queue_seconds_sum", model="m") == 0.02
+    assert value(metrics, "cotenant_request_service_seconds_sum", model="m") == 0.03
+
+
+def test_a_refused_request_is_counted_and_not_timed() -> None:
+    metrics = Metrics()
+    for _ in range(2):
+        metrics.settled(outcome(OutcomeKind.REJECTED, "quota exceeded"))
+    assert (
+        value(metrics, "cotenant_requests_total", model="m", outcome="rejected", reason="quota exceeded") == 2
+    )
+    assert value(metrics, "cotenant_request_latency_seconds_count", model="m") is None
+
+
+def test_only_the_fixed_phrase_of_a_reason_becomes_a_label() -> None:
+    metrics = Metrics()
+    for ms in (1, 2, 3):
+        metrics.settled(outcome(OutcomeKind.REJECTED, f"deadline infeasible: predicted {ms} ms"))
+    labels = {"model": "m", "outcome": "rejected", "reason": "deadline infeasible"}
+    assert value(metrics, "cotenant_requests_total", **labels) == 3
+
+
+def test_the_number_of_reasons_is_bounded() -> None:
+    metrics = Metrics()
+    for n in range(MAX_REASONS + 10):
+        metrics.settled(outcome(OutcomeKind.FAILED, f"reason {n}"))
+    assert value(metrics, "cotenant_requests_total", model="m", outcome="failed", reason="other") == 10
+
+
+def test_a_dispatch_is_compared_with_its_prediction_at_dispatch() -> None:
+    metrics = Metrics()
+    metrics.observed(observation(ended_ms=122))
+    assert value(metrics, "cotenant_batch_rows_sum", model="m") == 3
+    assert value(metrics, "cotenant_lane_busy_seconds_total", lane="1") == 0.02
+    assert value(metrics, "cotenant_prediction_ratio_sum", model="m") == 2.2
+    assert value(metrics, "cotenant_predictions_total", model="m") == 1
+    covered = {
+        level: value(metrics, "cotenant_predictions_covered_total", model="m", level=level)
+        for level in ("0.5", "0.9", "0.95", "0.99", "slo")
+    }
+    assert covered == {"0.5": 0, "0.9": 0, "0.95": 1, "0.99": 1, "slo": 1}
+
+
+def test_a_prediction_of_no_span_gives_no_ratio() -> None:
+    metrics = Metrics()
+    metrics.observed(observation(ended_ms=122, finish_ms=(100, 100, 100, 100, 100)))
+    assert value(metrics, "cotenant_prediction_ratio_count", model="m") == 0
+
+
+def test_unmeasured_decisions_are_not_counted() -> None:
+    metrics = Metrics()
+    metrics.decided(0, at=1)
+    metrics.decided(50_000, at=2)
+    assert value(metrics, "cotenant_decision_seconds_count") == 1
+
+
+def test_the_page_is_prometheus_text() -> None:
+    metrics = Metrics()
+    metrics.settled(outcome(OutcomeKind.LATE))
+    page, content_type = metrics.render()
+    assert content_type.startswith("text/plain")
+    assert b'cotenant_requests_total{model="m",outcome="late",reason="none"} 1.0' in page
