@@ -324,7 +324,8 @@ def _resolve_slo(prepared: Prepared, model: ModelConfig) -> None:
     """Now that the solo median is known, fix the SLO of a model that gives it as a multiple."""
     before = prepared.metadata[model.name]
     spec = with_slo(before.spec, model, prepared.profiles)
-    prepared.metadata[model.name] = structs.replace(before, spec=spec)
+    solo = solo_ns(prepared.profiles, spec)
+    prepared.metadata[model.name] = structs.replace(before, spec=spec, solo_ns=solo)
     prepared.profiles.add(spec, [])
 
 

@@ -413,7 +413,8 @@ class TensorSpec(Struct, frozen=True, kw_only=True):
 
 
 class ModelMetadata(Struct, frozen=True, kw_only=True):
-    """A servable model as its users see it. `batched`: the first dimension of every input is rows."""
+    """A servable model as its users see it. `batched`: the first dimension of every input is rows.
+    `solo_ns`: measured median span at batch 1, None when nothing was measured."""
 
     name: str
     platform: str
@@ -422,3 +423,4 @@ class ModelMetadata(Struct, frozen=True, kw_only=True):
     outputs: tuple[TensorSpec, ...]
     batched: bool
     spec: ModelSpec
+    solo_ns: int | None = None

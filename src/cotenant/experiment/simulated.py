@@ -60,6 +60,53 @@ def requests(
         )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SimulatedRun:
+    """What a simulated run left behind."""
+
+    recorder: Recorder
+    policy: Policy
+    wall_s: float
+
+
+def run(
+    scenario: Scenario,
+    device: SimulatedDevice,
+    policy: Policy,
+    offered: tuple[Instants, Instants],
+    seed: int,
+    progress: Callable[[int, int], None] | None = None,
+) -> SimulatedRun:
+    """Offer these arrivals to the simulated device until everything has ended."""
+    watch = MonotonicClock()
+    began = watch.now()
+    at, which = offered
+    n_lanes = scenario.device.lanes or len(device.profile.device.lane_units)
+    lanes = lane_layout(n_lanes, device.profile.device.n_units)
+    clock = VirtualClock()
+    timers = VirtualTimers(clock)
+    truth = CpuTruth(
+        samples=device.profiles.samples(),
+        slowdown=device.profile.slowdown(),
+        overhead_ns=device.profile.overhead_ns,
+    )
+    predictor = SoloPredictor(device.profiles)
+    recorder = Recorder(lanes)
+    simulation = Simulation(
+        scheduler=make_scheduler(policy, predictor, lanes, device.specs),
+        executor=SimulatedCpu(truth, lanes, timers, seed),
+        learner=predictor,
+        clock=clock,
+        timers=timers,
+        on_settled=lambda outcome: None,
+        observers=[recorder],
+        stopwatch=watch,
+    )
+    told = None if progress is None else lambda n: progress(n, len(at))
+    simulation.run(requests(scenario, device.specs, at, which, seed), progress=told)
+    return SimulatedRun(recorder=recorder, policy=policy, wall_s=(watch.now() - began) / NS_PER_S)
+
+
 def simulate(
     scenario: Scenario,
     device: SimulatedDevice,
@@ -73,33 +120,8 @@ def simulate(
     """Offer the scenario's load to the simulated device; returns the run report."""
     seed = scenario.load.seed if seed is None else seed
     chosen = make_policy(policy) if isinstance(policy, str) else policy
-    watch = MonotonicClock()
-    began = watch.now()
-    at, which = arrivals(scenario, scale=scale, seed=seed, capacity_per_s=capacity_per_s)
-    n_cores = device.profile.device.n_units
-    n_lanes = scenario.device.lanes or len(device.profile.device.lane_units)
-    lanes = lane_layout(n_lanes, n_cores)
-    clock = VirtualClock()
-    timers = VirtualTimers(clock)
-    truth = CpuTruth(
-        samples=device.profiles.samples(),
-        slowdown=device.profile.slowdown(),
-        overhead_ns=device.profile.overhead_ns,
-    )
-    predictor = SoloPredictor(device.profiles)
-    recorder = Recorder(lanes)
-    simulation = Simulation(
-        scheduler=make_scheduler(chosen, predictor, lanes, device.specs),
-        executor=SimulatedCpu(truth, lanes, timers, seed),
-        learner=predictor,
-        clock=clock,
-        timers=timers,
-        on_settled=lambda outcome: None,
-        observers=[recorder],
-        stopwatch=watch,
-    )
-    told = None if progress is None else lambda n: progress(n, len(at))
-    simulation.run(requests(scenario, device.specs, at, which, seed), progress=told)
+    offered = arrivals(scenario, scale=scale, seed=seed, capacity_per_s=capacity_per_s)
+    done = run(scenario, device, chosen, offered, seed, progress)
     facts = RunFacts(
         policy=policy if isinstance(policy, str) else chosen.name,
         seed=seed,
@@ -112,13 +134,13 @@ def simulate(
             "simulated": True,
         },
         device=describe_device(device.profile.device),
-        wall_s=(watch.now() - began) / NS_PER_S,
+        wall_s=done.wall_s,
         solo_ms={spec.name: solo_ns(device.profiles, spec) / NS_PER_MS for spec in device.specs},
-        busy=recorder.busy(),
-        observations=recorder.observations,
-        decision_ns=recorder.decision_ns,
+        busy=done.recorder.busy(),
+        observations=done.recorder.observations,
+        decision_ns=done.recorder.decision_ns,
     )
-    return build_report(recorder.records(), facts)
+    return build_report(done.recorder.records(), facts)
 
 
 def policy_settings(policy: Policy) -> dict[str, Any]:

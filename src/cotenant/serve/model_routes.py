@@ -9,7 +9,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from cotenant.domain import ModelMetadata, TensorSpec
+from cotenant.domain import NS_PER_MS, ModelMetadata, TensorSpec
 from cotenant.engine_client import EngineClient, ModelStatistics
 from cotenant.serve.dataplane import find_model
 from cotenant.serve.errors import BadRequest
@@ -96,6 +96,7 @@ class ModelRoutes:
                 "platform": metadata.platform,
                 "inputs": [_tensor(spec) for spec in metadata.inputs],
                 "outputs": [_tensor(spec) for spec in metadata.outputs],
+                "parameters": _facts(metadata),
             }
         )
 
@@ -146,7 +147,23 @@ async def _post_only(_: Request) -> Response:
 
 
 def _tensor(spec: TensorSpec) -> dict[str, object]:
-    return {"name": spec.name, "datatype": spec.datatype, "shape": spec.shape}
+    """A tensor of the V2 metadata; `parameters` (an addition) name its axes and bound its integers."""
+    told: dict[str, object] = {"axes": spec.axes}
+    if spec.low is not None and spec.high is not None:
+        told["range"] = (spec.low, spec.high)
+    return {"name": spec.name, "datatype": spec.datatype, "shape": spec.shape, "parameters": told}
+
+
+def _facts(metadata: ModelMetadata) -> dict[str, object]:
+    """What a load generator wants to know besides V2's metadata; times in ms."""
+    spec = metadata.spec
+    return {
+        "slo_ms": None if spec.slo_ns is None else spec.slo_ns / NS_PER_MS,
+        "solo_ms": None if metadata.solo_ns is None else metadata.solo_ns / NS_PER_MS,
+        "class": spec.job_class.name.lower(),
+        "max_batch": spec.max_batch,
+        "buckets": dict(spec.axis_buckets),
+    }
 
 
 def triton_config(metadata: ModelMetadata) -> dict[str, object]:

@@ -7,7 +7,7 @@ is kept, at most `MAX_REASONS` different ones. Label children are looked up once
 
 from __future__ import annotations
 
-from prometheus_client import CollectorRegistry, Counter, Histogram
+from prometheus_client import CollectorRegistry, Counter, Histogram, Summary
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
 from cotenant.domain import LEVELS, NS_PER_S, Observation, Outcome, OutcomeKind
@@ -101,12 +101,26 @@ class Metrics:
             ("lane",),
             registry=self.registry,
         )
+        self.device_busy = Counter(
+            "cotenant_device_busy_seconds", "Time with any lane running.", registry=self.registry
+        )
+        self.absolute_error = Summary(
+            "cotenant_prediction_absolute_error",
+            "|predicted - measured| / measured span, dispatch to end.",
+            registry=self.registry,
+        )
+        self.signed_error = Summary(
+            "cotenant_prediction_signed_error",
+            "(predicted - measured) / measured span, dispatch to end.",
+            registry=self.registry,
+        )
         self.decision = Histogram(
             "cotenant_decision_seconds",
             "Real time of one decision of the scheduler.",
             buckets=DECISION_BUCKETS_S,
             registry=self.registry,
         )
+        self._covered_until: list[tuple[int, int]] = []
         self._models: dict[str, _OfModel] = {}
         self._outcomes: dict[tuple[str, str, str], Counter] = {}
         self._reasons: set[str] = set()
@@ -138,16 +152,33 @@ class Metrics:
         children.rows.observe(observation.rows)
         busy_ns = max(0, observation.ended_at - observation.started_at)
         self._lane(observation.lane).inc(busy_ns / NS_PER_S)
+        self.device_busy.inc(self._newly_covered(observation.started_at, observation.ended_at) / NS_PER_S)
         if not observation.predictions:
             return
         finish_at = observation.predictions[0].finish_at
         predicted_ns = finish_at[0] - observation.decided_at
         if predicted_ns > 0:
-            children.ratio.observe((observation.ended_at - observation.decided_at) / predicted_ns)
+            measured_ns = max(1, observation.ended_at - observation.decided_at)
+            children.ratio.observe(measured_ns / predicted_ns)
+            error = (predicted_ns - measured_ns) / measured_ns
+            self.signed_error.observe(error)
+            self.absolute_error.observe(abs(error))
         children.predicted.inc()
         for covered, at in zip(children.covered, finish_at, strict=False):
             if observation.ended_at <= at:
                 covered.inc()
+
+    def _newly_covered(self, began_at: int, ended_at: int) -> int:
+        """How much of the interval no earlier one has covered (ns). Runs end in order of time, so only the
+        last few stretches can still be touched."""
+        covered = 0
+        while self._covered_until and self._covered_until[-1][1] >= began_at:
+            begin, end = self._covered_until.pop()
+            covered += end - begin
+            began_at, ended_at = min(begin, began_at), max(end, ended_at)
+        self._covered_until.append((began_at, ended_at))
+        del self._covered_until[:-64]
+        return ended_at - began_at - covered
 
     def decided(self, spent_ns: int, at: int) -> None:
         """Time one decision; 0 means that it was not measured."""
