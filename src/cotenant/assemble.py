@@ -94,13 +94,15 @@ class Prepared:
         return [metadata.spec for metadata in self.metadata.values()]
 
     def solo_ms(self) -> dict[str, float]:
-        """Solo median of each model at batch 1, smallest axes (ms)."""
+        """Solo median of each model at batch 1 (ms)."""
         return {spec.name: solo_ns(self.profiles, spec) / NS_PER_MS for spec in self.specs}
 
 
 def solo_ns(profiles: StoredProfiles, spec: ModelSpec) -> int:
-    """Solo median of a model at batch 1 and its smallest axes (ns)."""
-    return profiles.solo(spec.variants()[0]).median_ns
+    """Solo median of a model at batch 1 (ns), at its largest axes: a relative SLO then leaves every declared
+    shape at least as many times its own solo median."""
+    largest = [variant for variant in spec.variants() if variant.rows == spec.row_buckets[0]][-1]
+    return profiles.solo(largest).median_ns
 
 
 def cpu_lanes(scenario: Scenario) -> tuple[LaneInfo, ...]:

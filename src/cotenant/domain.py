@@ -201,7 +201,7 @@ class Prediction(Struct, frozen=True, kw_only=True, gc=False):
 
 class Observation(Struct, frozen=True, kw_only=True):
     """The predictions issued for a dispatch joined with what was measured; `predictions[0]` was issued at
-    dispatch. Spans of failed dispatches are not observations."""
+    dispatch. Failed dispatches are not observed. `staged`: it waited behind another on its lane."""
 
     dispatch_id: int
     variant: Variant
@@ -216,6 +216,13 @@ class Observation(Struct, frozen=True, kw_only=True):
     segment_ended_at: tuple[int, ...]
     predictions: tuple[Prediction, ...]
     overlaps: tuple[Overlap, ...]
+    staged: bool = False
+
+    @property
+    def span_ns(self) -> int:
+        """What the dispatch took: from the decision, hand-over included, or from its start when it was
+        staged behind another."""
+        return self.ended_at - (self.started_at if self.staged else self.decided_at)
 
 
 class Outcome(Struct, frozen=True, kw_only=True, gc=False):

@@ -60,12 +60,16 @@ def show_report(console: Console, report: Mapping[str, Any]) -> None:
     console.print(table)
 
 
-def show_profiles(console: Console, profiles: StoredProfiles) -> None:
-    """Solo latencies of every measured variant."""
+def show_profiles(console: Console, profiles: StoredProfiles, *, largest_only: bool = False) -> None:
+    """Solo latencies of every measured variant; `largest_only`: one row per model, at its largest axes."""
     table = Table(box=None, header_style="bold")
     for name in ("variant", "median ms", "spread ms", "p99 ms", "runs"):
         table.add_column(name, justify="left" if name == "variant" else "right")
-    for record in profiles.records:
+    records = list(profiles.records)
+    if largest_only:
+        singles = [record for record in records if record.profile.variant.rows == 1]
+        records = list({record.profile.variant.model: record for record in singles}.values())
+    for record in records:
         found = record.profile
         quantiles = dict(found.quantiles_ns)
         p99 = quantiles.get(0.99)

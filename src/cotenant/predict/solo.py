@@ -7,6 +7,10 @@ counted. Upper quantiles add the empirical quantiles of the last residuals of th
 was issued at dispatch. Corrections and widened bounds decay to the prior with a half-life of 10 s without
 observations, so that pessimism cannot confirm itself. Co-runners are not modelled: their effect is in the
 correction, on average. It fails where the mix of co-runners changes quickly.
+
+The hand-over from the decision to the start of the run is not proportional to anything, so it is kept apart:
+its recent quantiles, over all models, are added to the run's (medians add; deviations from them add in
+quadrature, as those of independent terms do).
 """
 
 from __future__ import annotations
@@ -14,6 +18,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import msgspec
 
@@ -23,10 +28,13 @@ from cotenant.ports import Forecast, ProfileReader
 STATE_FORMAT = 1
 CLIP_SIGMAS = 4.0
 WINDOW = 200
-PRIOR_WEIGHT = 40
+PRIOR_WEIGHT = 12.0
 """Pseudo-residuals that the profile's own spread stands for."""
 UNPROFILED_NS = 10_000_000
 """Median assumed for a variant of a model of which nothing was measured (ns)."""
+UNPROFILED_SIGMA = 0.2
+PRIOR_GRID = (-1.64, -1.04, -0.67, -0.39, -0.13, 0.13, 0.39, 0.67, 1.04, 1.64, 2.33, 2.6)
+"""Standard normal values that stand for a profile's spread among the residuals."""
 DECAY_STEP_NS = 50_000_000
 """Forgetting is evaluated on this grid of instants (ns), so that estimates can be cached in between."""
 
@@ -64,8 +72,11 @@ class State(msgspec.Struct):
     n_refused: int = 0
     variants: dict[str, Correction] = msgspec.field(default_factory=dict)
     models: dict[str, Correction] = msgspec.field(default_factory=dict)
-    residuals: dict[str, list[float]] = msgspec.field(default_factory=dict)
+    residuals: dict[str, list[tuple[int, float]]] = msgspec.field(default_factory=dict)
     offsets: dict[str, tuple[float, ...]] = msgspec.field(default_factory=dict)
+    scored_at: dict[str, int] = msgspec.field(default_factory=dict)
+    handovers: list[tuple[int, float]] = msgspec.field(default_factory=list)
+    handover: tuple[float, ...] = (0.0,) * len(LEVELS)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,7 +96,9 @@ class _Prior:
     """What the profile says of a variant: log of the median span and log offsets of the quantiles."""
 
     median_ns: int
+    sigma: float
     offsets: tuple[float, ...]
+    slo_level: float
 
 
 @dataclass(slots=True)
@@ -121,18 +134,30 @@ class SoloPredictor:
     def _solo(self, variant: Variant, at: int) -> tuple[int, ...]:
         prior, state = self._prior(variant), self._state
         of_model = state.models.get(variant.model)
-        log_ratio, trust = 0.0, 0.0
-        if of_model is not None:
-            trust = self._trust(of_model, at)
-            log_ratio = trust * of_model.mean
-            of_variant = state.variants.get(variant.label)
-            if of_variant is not None:
-                share = of_variant.n / (of_variant.n + 3.0)
-                log_ratio += share * (self._trust(of_variant, at) * of_variant.mean - log_ratio)
+        trust = 0.0 if of_model is None else self._trust(of_model, at)
+        log_ratio = self._expected_log_ratio(variant, at)
         learned = state.offsets.get(variant.model, prior.offsets)
         median = prior.median_ns * math.exp(log_ratio)
         offsets = [old + trust * (new - old) for old, new in zip(prior.offsets, learned, strict=True)]
-        return tuple(_monotone([int(median * math.exp(offset)) for offset in offsets]))
+        handover = (*state.handover, _between(state.handover, prior.slo_level))
+        waited = handover[0]
+        spans = [
+            median + waited + math.hypot(median * math.expm1(offset), late - waited)
+            for offset, late in zip(offsets, handover, strict=True)
+        ]
+        return tuple(_monotone([int(span) for span in spans]))
+
+    def _expected_log_ratio(self, variant: Variant, at: int) -> float:
+        """Correction of the run's median span: the variant's own, leaning on its model's."""
+        of_model = self._state.models.get(variant.model)
+        if of_model is None:
+            return 0.0
+        log_ratio = self._trust(of_model, at) * of_model.mean
+        of_variant = self._state.variants.get(variant.label)
+        if of_variant is not None:
+            share = of_variant.n / (of_variant.n + 3.0)
+            log_ratio += share * (self._trust(of_variant, at) * of_variant.mean - log_ratio)
+        return log_ratio
 
     def predict(self, snapshot: Snapshot, candidates: Sequence[Candidate]) -> Forecast:
         baseline = [self._remaining(flight, snapshot) for flight in snapshot.in_flight]
@@ -163,33 +188,53 @@ class SoloPredictor:
 
     def learn(self, observation: Observation) -> int | None:
         span = observation.ended_at - observation.started_at
-        issued = observation.predictions[0]
-        predicted = issued.finish_at[0] - issued.issued_at
-        if span <= 0 or predicted <= 0 or not self.config.learns:
-            self._state.n_refused += span <= 0 or predicted <= 0
+        if span <= 0 or observation.started_at < observation.decided_at or not self.config.learns:
+            self._state.n_refused += span <= 0
             return None
+        if _preempted(observation):
+            return None  # how much of the work was done is not known to this predictor
         variant, at, state = observation.variant, observation.ended_at, self._state
-        residual = math.log((observation.ended_at - issued.issued_at) / predicted)
-        ring = state.residuals.setdefault(variant.model, [])
-        ring.append(residual)
-        if len(ring) > WINDOW:
-            del ring[0]
         whole = self._left(variant.model, observation.first_segment)
-        if observation.segment_ended_at and len(observation.segment_ended_at) < (
-            observation.end_segment - observation.first_segment
-        ):
-            return None  # preempted: how much of the work it was is not known to this predictor
-        log_ratio = math.log(span / (whole * self._prior(variant).median_ns))
-        memory = self.config.memory
+        prior_ns = whole * self._prior(variant).median_ns
+        expected = self._expected_log_ratio(variant, observation.decided_at)
+        log_ratio = math.log(span / prior_ns)
         of_model = state.models.setdefault(variant.model, Correction(learned_at=at))
+        self._score(variant.model, of_model, at, log_ratio - expected)
+        if not observation.staged:
+            self._score_handover(at, observation.started_at - observation.decided_at)
+        memory = self.config.memory
         of_model.learn(log_ratio, at, self._trust(of_model, at), memory)
         of_variant = state.variants.setdefault(variant.label, Correction(learned_at=at))
         of_variant.learn(log_ratio, at, self._trust(of_variant, at), memory)
-        if of_model.n < 16 or of_model.n % 8 == 0:
-            state.offsets[variant.model] = self._learned_offsets(variant.model, ring)
         self._cache.pop(variant.model, None)
         state.version += 1
         return state.version
+
+    def _score(self, model: str, of_model: Correction, at: int, residual: float) -> None:
+        """Remember how far the run's span was from the median then predicted; now and then renew the
+        quantiles. Residuals lose half their weight in `half_life_s`, so that one bad spell cannot shut a
+        model out for longer than that, however few requests are let through."""
+        state = self._state
+        ring = state.residuals.setdefault(model, [])
+        ring.append((at, residual))
+        if len(ring) > WINDOW:
+            del ring[0]
+        due = at - state.scored_at.get(model, 0) >= NS_PER_S
+        if of_model.n < 16 or of_model.n % 8 == 0 or due:
+            state.scored_at[model] = at
+            state.offsets[model] = self._learned_offsets(model, ring, at)
+
+    def _score_handover(self, at: int, waited_ns: int) -> None:
+        state = self._state
+        state.handovers.append((at, float(waited_ns)))
+        if len(state.handovers) > WINDOW:
+            del state.handovers[0]
+        if state.version % 8 == 0:
+            half_life_ns = self.config.half_life_s * NS_PER_S
+            ordered = sorted(
+                (value, 0.5 ** ((at - seen_at) / half_life_ns)) for seen_at, value in state.handovers
+            )
+            state.handover = tuple(_quantile(ordered, level) for level in LEVELS)
 
     def state(self) -> bytes:
         return msgspec.msgpack.encode(self._state)
@@ -224,9 +269,12 @@ class SoloPredictor:
         try:
             profile = self.profiles.solo(variant)
         except KeyError:
-            return _Prior(self._unprofiled(spec, variant), tuple(_normal_offset(p, 0.2) for p in levels))
-        sigma = min(0.5, max(0.03, profile.spread_ns / profile.median_ns))
-        return _Prior(profile.median_ns, tuple(_normal_offset(level, sigma) for level in levels))
+            median_ns, sigma = self._unprofiled(spec, variant), UNPROFILED_SIGMA
+        else:
+            median_ns = profile.median_ns
+            sigma = min(0.5, max(0.03, profile.spread_ns / profile.median_ns))
+        offsets = tuple(_normal_offset(level, sigma) for level in levels)
+        return _Prior(median_ns, sigma, offsets, spec.slo_percentile)
 
     def _unprofiled(self, spec: ModelSpec, variant: Variant) -> int:
         """Median of the nearest measured variant, scaled by rows and axis sizes."""
@@ -243,18 +291,29 @@ class SoloPredictor:
                 best = (distance, int(profile.median_ns * size / other_size))
         return UNPROFILED_NS if best is None else max(1, best[1])
 
-    def _learned_offsets(self, model: str, ring: list[float]) -> tuple[float, ...]:
-        """Log offsets of the quantiles from the last residuals, the profile's spread counted in."""
+    def _learned_offsets(self, model: str, ring: list[tuple[int, float]], at: int) -> tuple[float, ...]:
+        """Log offsets of the quantiles from the weighted residuals, the profile's spread counted in."""
         spec = self.profiles.spec(model)
         levels = (*LEVELS, spec.slo_percentile)
         prior = self._prior(spec.variants()[0]).offsets
-        weight = len(ring) / (len(ring) + PRIOR_WEIGHT)
-        ordered = sorted(ring)
-        offsets = [
-            max(0.0, weight * _quantile(ordered, level) + (1.0 - weight) * before)
-            for level, before in zip(levels, prior, strict=True)
-        ]
-        return (0.0, *offsets[1:])
+        half_life_ns = self.config.half_life_s * NS_PER_S
+        weighted = [(value, 0.5 ** ((at - seen_at) / half_life_ns)) for seen_at, value in ring]
+        weighted += [(offset, PRIOR_WEIGHT / len(PRIOR_GRID)) for offset in self._prior_residuals(model)]
+        weighted.sort()
+        learned = [max(0.0, _quantile(weighted, level)) for level in levels]
+        learned[0] = prior[0]
+        return tuple(learned)
+
+    def _prior_residuals(self, model: str) -> list[float]:
+        """Residuals that the profile alone would make one expect, on a grid of levels."""
+        variant = self.profiles.spec(model).variants()[0]
+        sigma = self._prior(variant).sigma
+        return [sigma * z for z in PRIOR_GRID]
+
+
+def _preempted(observation: Observation) -> bool:
+    n_ended = len(observation.segment_ended_at)
+    return 0 < n_ended < observation.end_segment - observation.first_segment
 
 
 def _monotone(spans: list[int]) -> list[int]:
@@ -265,10 +324,24 @@ def _monotone(spans: list[int]) -> list[int]:
     return [*fixed, max(spans[-1], fixed[0])]
 
 
-def _quantile(ordered: list[float], level: float) -> float:
-    """Empirical quantile with the conservative rank ceil(level * (n + 1))."""
-    rank = math.ceil(level * (len(ordered) + 1)) - 1
-    return ordered[min(len(ordered) - 1, max(0, rank))]
+def _quantile(ordered: list[tuple[float, float]], level: float) -> float:
+    """Quantile of (value, weight) pairs in ascending order of value: the first value by which the share
+    `level` of all weight is reached."""
+    wanted = level * sum(weight for _, weight in ordered)
+    reached = 0.0
+    for value, weight in ordered:
+        reached += weight
+        if reached >= wanted:
+            return value
+    return ordered[-1][0]
+
+
+def _between(values: tuple[float, ...], level: float) -> float:
+    """A quantile at `level` from those at `LEVELS`, by linear interpolation; the outermost beyond them."""
+    for (low, at_low), (high, at_high) in pairwise(zip(LEVELS, values, strict=True)):
+        if level <= high:
+            return at_low + (at_high - at_low) * max(0.0, level - low) / (high - low)
+    return values[-1]
 
 
 def _normal_offset(level: float, sigma: float) -> float:

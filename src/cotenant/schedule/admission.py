@@ -9,13 +9,13 @@ past saving veto nothing. Pessimism cannot lock a model out: see `Admission.prob
 
 from __future__ import annotations
 
-from bisect import bisect_left
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from heapq import heapify, heapreplace
 
 from cotenant.domain import NS_PER_MS, NS_PER_S, JobClass, Request, Variant
-from cotenant.schedule.plan import chunks
+from cotenant.schedule.plan import Chunk, chunks
 from cotenant.schedule.queue import NEVER, due
 from cotenant.schedule.view import View
 
@@ -59,7 +59,7 @@ class Admission:
     """Admission by predicted completion, with the probes that keep it honest. One per policy instance."""
 
     probed_at: dict[str, int] = field(default_factory=dict)
-    _chunks: dict[str, tuple[int, int, list[tuple[int, int]]]] = field(default_factory=dict)
+    _chunks: dict[str, tuple[int, int, list[Chunk]]] = field(default_factory=dict)
 
     def admit(self, view: View, request: Request) -> Verdict:
         """Decide for one request; `view.at` is its arrival."""
@@ -88,9 +88,9 @@ class Admission:
         self.probed_at[request.model] = view.at
         return True
 
-    def _backlog(self, view: View, job_class: JobClass) -> list[tuple[int, int, str]]:
-        """(deadline, span, model) of every batch that waits, of this class or a more important one."""
-        merged: list[tuple[int, int, str]] = []
+    def _backlog(self, view: View, job_class: JobClass) -> list[Chunk]:
+        """Every batch that waits, of this class or a more important one, in order of deadline."""
+        merged: list[Chunk] = []
         slot = view.at // (100 * NS_PER_MS)
         for queue in view.waiting():
             if queue.job_class > job_class:
@@ -99,12 +99,14 @@ class Admission:
             if cached is None or cached[0] != queue.version or cached[1] != slot:
                 cached = (queue.version, slot, chunks(view, queue))
                 self._chunks[queue.model] = cached
-            merged += [(due_at, span, queue.model) for due_at, span in cached[2]]
-        merged.sort()
+            merged += cached[2]
+        merged.sort(key=lambda chunk: (chunk.due_at, chunk.model))
         return merged
 
     def _completion(self, view: View, request: Request, deadline: int) -> tuple[int, bool]:
-        """Predicted completion of the newcomer at the upper quantile, and whether it harms others."""
+        """Predicted completion of the newcomer at the upper quantile, and whether it harms others more than
+        it is worth: it may only push out work that costs more, per request, than itself (so that most
+        deadlines are met; Moore and Hodgson's rule for the fewest late jobs drops the longest)."""
         variant = view.specs[request.model].bucket(request.rows, request.axes)
         solo = view.predictor.solo(variant, view.at)
         frees = [view.free_at(lane) for lane in view.apart()]
@@ -112,22 +114,24 @@ class Admission:
             return NEVER, False
         marginal = self._marginal(view, request, variant)
         backlog = self._backlog(view, request.job_class)
-        position = bisect_left(backlog, (deadline + 1,))
-        ends = _list_schedule(frees, [span for _, span, _ in backlog[:position]])
-        finish_at = min(frees) + max(0, marginal - solo[0]) + solo[-1]
+        position = bisect_right(backlog, deadline, key=lambda chunk: chunk.due_at)
+        _list_schedule(frees, backlog[:position])
+        finish_at = frees[0] + max(0, marginal - solo[0]) + solo[-1]
         later = backlog[position:]
         if not later or finish_at > deadline:
             return finish_at, False
-        others = list(ends.frees)
+        others = list(frees)
         heapreplace(frees, frees[0] + marginal)
-        after = _list_schedule(frees, [span for _, span, _ in later]).ends
+        after = _list_schedule(frees, later)
         missed = [
-            i for i, (due_at, _, model) in enumerate(later) if after[i] > due_at and model != request.model
+            i for i, chunk in enumerate(later) if after[i] > chunk.due_at and chunk.model != request.model
         ]
         if not missed:
             return finish_at, False
-        before = _list_schedule(others, [span for _, span, _ in later]).ends
-        return finish_at, any(before[i] <= later[i][0] for i in missed)
+        before = _list_schedule(others, later)
+        harmed = [later[i] for i in missed if before[i] <= later[i].due_at]
+        dearest = max((chunk.span_ns / chunk.n for chunk in harmed), default=0.0)
+        return finish_at, bool(harmed) and dearest <= marginal
 
     @staticmethod
     def _marginal(view: View, request: Request, variant: Variant) -> int:
@@ -142,20 +146,13 @@ class Admission:
         return min(alone, max(0, joined - view.median(spec.bucket(rows, request.axes))))
 
 
-@dataclass(slots=True)
-class _Schedule:
-    """When each batch ends, and when each lane is then free (a heap)."""
-
-    ends: list[int]
-    frees: list[int]
-
-
-def _list_schedule(frees: list[int], spans: Sequence[int]) -> _Schedule:
-    """Put the batches, in order, on whichever lane is free first. Changes `frees`, which becomes a heap."""
+def _list_schedule(frees: list[int], batches: Sequence[Chunk]) -> list[int]:
+    """Put the batches, in order, on whichever lane is free first; returns when each ends. `frees` becomes a
+    heap of when each lane is then free."""
     heapify(frees)
     ends = []
-    for span in spans:
-        end = frees[0] + span
+    for chunk in batches:
+        end = frees[0] + chunk.span_ns
         ends.append(end)
         heapreplace(frees, end)
-    return _Schedule(ends, list(frees))
+    return ends

@@ -183,20 +183,31 @@ def wait_until(view: View, offer: Offer, rate_per_s: float, *, lane_would_idle: 
     return until
 
 
-def chunks(view: View, queue: DeadlineQueue) -> list[tuple[int, int]]:
-    """The queue cut into the batches it would run as, (earliest deadline, median span) each, in order."""
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """A batch that waits: its earliest deadline, median span (ns) and number of requests."""
+
+    due_at: int
+    span_ns: int
+    n: int
+    model: str
+
+
+def chunks(view: View, queue: DeadlineQueue) -> list[Chunk]:
+    """The queue cut into the batches it would run as, in order."""
     spec = view.specs[queue.model]
-    result: list[tuple[int, int]] = []
+    result: list[Chunk] = []
     axes: Axes = ()
-    rows, due_at = 0, NEVER
+    rows, n, due_at = 0, 0, NEVER
     for request in queue:
         if rows + request.rows > spec.max_batch:
-            result.append((due_at, view.median(spec.bucket(rows, axes))))
-            rows = 0
+            result.append(Chunk(due_at, view.median(spec.bucket(rows, axes)), n, queue.model))
+            rows = n = 0
         if rows == 0:
             due_at, axes = due(request), request.axes
         rows += request.rows
+        n += 1
         axes = max(axes, request.axes)
     if rows:
-        result.append((due_at, view.median(spec.bucket(rows, axes))))
+        result.append(Chunk(due_at, view.median(spec.bucket(rows, axes)), n, queue.model))
     return result

@@ -397,6 +397,7 @@ class Scheduler:
             boundary_at=None,
             hang_at=NEVER if staged else view.at + self._hang_ns(dispatch),
             predictions=[dispatch.prediction],
+            staged=staged,
         )
         lane.flights.append(flight)
         view.flights[dispatch.id] = flight

@@ -32,6 +32,7 @@ class Flight:
     hang_at: int
     predictions: list[Prediction]
     overlaps: list[Overlap] = field(default_factory=list)
+    staged: bool = False
     aborting: str | None = None
     preempting: bool = False
 
@@ -68,6 +69,7 @@ class Flight:
             segment_ended_at=segment_ended_at,
             predictions=tuple(self.predictions),
             overlaps=tuple(self.overlaps),
+            staged=self.staged,
         )
 
 

@@ -24,7 +24,7 @@ def echo(width: int = 16) -> ModelProto:
 
 
 def resnet18(
-    side: int = 160, widths: Sequence[int] = (64, 128, 256, 512), depth: int = 2, classes: int = 1000
+    side: int = 128, widths: Sequence[int] = (64, 128, 256, 512), depth: int = 2, classes: int = 1000
 ) -> ModelProto:
     """Residual CNN on [batch, 3, side, side] (He et al. 2015, basic blocks)."""
     g = Graph("resnet18", SEED + 1)
@@ -44,8 +44,8 @@ def resnet18(
 
 
 def mobilenet(
-    side: int = 224,
-    widths: Sequence[int] = (32, 64, 128, 128, 256, 256, 512, 512, 512, 512, 512, 1024),
+    side: int = 96,
+    widths: Sequence[int] = (64, 128, 256, 256, 512, 512, 1024, 1024, 1024, 1024, 1024, 1024),
     classes: int = 1000,
 ) -> ModelProto:
     """Depthwise-separable CNN (Howard et al. 2017)."""
@@ -65,7 +65,7 @@ def _head(g: Graph, x: str, width: int, classes: int) -> str:
 
 
 def vit_tiny(
-    side: int = 112, patch: int = 16, width: int = 192, depth: int = 12, heads: int = 3, classes: int = 1000
+    side: int = 96, patch: int = 8, width: int = 192, depth: int = 6, heads: int = 3, classes: int = 1000
 ) -> ModelProto:
     """Vision transformer (Dosovitskiy et al. 2020), mean-pooled."""
     g = Graph("vit_tiny", SEED + 3)
@@ -83,7 +83,7 @@ def vit_tiny(
 
 
 def bert_mini(
-    vocabulary: int = 8192, longest: int = 128, width: int = 256, depth: int = 6, heads: int = 4
+    vocabulary: int = 8192, longest: int = 128, width: int = 256, depth: int = 4, heads: int = 4
 ) -> ModelProto:
     """BERT-like encoder with a dynamic sequence axis; masked positions do not touch the others."""
     g = Graph("bert_mini", SEED + 4)

@@ -26,6 +26,7 @@ class DeferredEdf:
     name: str = "deferred_edf"
     fifo: bool = False
     _admission: Admission = field(default_factory=Admission)
+    _found: list[Offer] = field(default_factory=list)
 
     def admit(self, view: View, request: Request) -> Verdict:
         """Refused when the predicted completion misses the deadline or breaks one already promised."""
@@ -42,6 +43,7 @@ class DeferredEdf:
         found, gone = offers(view)
         if gone:
             return Plan(drop=gone)
+        self._found = found
         wake_at: int | None = None
         held: list[tuple[Offer, int]] = []
         load = view.load.estimate(view.at)
@@ -50,10 +52,11 @@ class DeferredEdf:
             rate = model_load.rate_per_s if model_load else 0.0
             until = wait_until(view, offer, rate, lane_would_idle=len(found) == len(held) + 1)
             if until is None and len(lanes) > 1 and len(idle) == 1:
-                until = self._keep_lane(view, lanes, offer, load.busy)
+                until = self._keep_lane(view, lanes, offer)
             if until is not None:
                 held.append((offer, until))
-                wake_at = until if wake_at is None else min(wake_at, until)
+                if until < NEVER:
+                    wake_at = until if wake_at is None else min(wake_at, until)
                 continue
             blocked = self._would_miss(view, lanes, idle, offer, held)
             chosen, why = (blocked, "cannot wait") if blocked else (offer, "earliest deadline")
@@ -74,39 +77,37 @@ class DeferredEdf:
         at_risk = [other for other, _ in held if other.latest_start_at < next_free]
         return min(at_risk, key=lambda other: other.latest_start_at, default=None)
 
-    @staticmethod
-    def _keep_lane(view: View, lanes: list[LaneState], offer: Offer, busy: float) -> int | None:
+    def _keep_lane(self, view: View, lanes: list[LaneState], offer: Offer) -> int | None:
         """Until when to keep the last free lane from this offer, or None to let it have the lane.
 
         Taking the lane costs the arrivals, of other models, that would then find no lane in time:
         rate x (time until a lane is free - slack). Keeping it costs the lane's time until the next one is
-        free, which is worth something only as far as the device is short of it (`busy` near 1).
+        free, which is worth something only as far as the device is short of it.
         """
         next_free = min(view.free_at(lane) for lane in lanes if not lane.idle)
-        end_at = view.at + offer.median_ns
         if next_free >= offer.latest_start_at:
             return None
-        blocked_ns = min(next_free, end_at) - view.at
-        kept_ns = min(next_free, view.at + offer.median_ns) - view.at
-        load = view.load.estimate(view.at)
+        blocked_ns = min(next_free, view.at + offer.median_ns) - view.at
         harmed = 0.0
-        arrivals_per_s = spent = 0.0
-        for name, model_load in load.models.items():
+        arrivals_per_s = spent = slo_sum = 0.0
+        for name, model_load in view.load.estimate(view.at).models.items():
             spec = view.specs.get(name)
             if spec is None or spec.slo_ns is None or spec.job_class is JobClass.BEST_EFFORT:
                 continue
             variant = view.smallest[name]
-            span = view.median(variant)
             arrivals_per_s += model_load.rate_per_s
-            spent += model_load.rate_per_s * span
-            if name == offer.queue.model:
-                continue
-            slack_ns = spec.slo_ns - view.upper(variant)
-            harmed += model_load.rate_per_s * max(0, blocked_ns - slack_ns) / NS_PER_S
-        if offer.queue.job_class is JobClass.BEST_EFFORT:
-            worth = 0.0
-        else:
-            mean_span = spent / arrivals_per_s if arrivals_per_s else offer.median_ns / offer.rows
-            shortage = max(0.0, (busy - 0.5) / 0.5) ** 2
-            worth = shortage * kept_ns / max(1.0, mean_span)
-        return next_free if harmed > worth else None
+            spent += model_load.rate_per_s * view.median(variant)
+            slo_sum += model_load.rate_per_s * spec.slo_ns
+            if name != offer.queue.model:
+                slack_ns = spec.slo_ns - view.upper(variant)
+                harmed += model_load.rate_per_s * max(0, blocked_ns - slack_ns) / NS_PER_S
+        if not harmed or not spent:
+            return None
+        if offer.queue.job_class is not JobClass.BEST_EFFORT:
+            waiting = sum(view.median(other.variant) for other in self._found) / len(lanes)
+            used = spent / NS_PER_S / len(lanes)
+            shortage = max((used - 0.6) / 0.4, waiting * arrivals_per_s / slo_sum)
+            worth = min(1.0, max(0.0, shortage)) ** 2 * blocked_ns * arrivals_per_s / spent
+            if harmed <= worth:
+                return None
+        return offer.latest_start_at
