@@ -277,7 +277,8 @@ def _request(
     drawn = {axis: int(rng.choice(sizes)) for axis, sizes in model.buckets.items()}
     heads, blobs = [], []
     for spec in metadata["inputs"]:
-        array = _array(spec, model, drawn, rng)
+        told = metadata.get("parameters", {}).get("inputs", {}).get(spec["name"], {})
+        array = _array(spec, told, model, drawn, rng)
         blob = array.tobytes()
         blobs.append(blob)
         heads.append({
@@ -292,10 +293,13 @@ def _request(
 
 
 def _array(
-    spec: Mapping[str, Any], model: ModelConfig, drawn: Mapping[str, int], rng: np.random.Generator
+    spec: Mapping[str, Any],
+    told: Mapping[str, Any],
+    model: ModelConfig,
+    drawn: Mapping[str, int],
+    rng: np.random.Generator,
 ) -> np.ndarray[Any, Any]:
-    """Random valid values. The metadata's `parameters` name the axes and bound integers where known."""
-    told = spec.get("parameters", {})
+    """Random valid values; `told` names the axes and bounds integers where the server knows them."""
     axes = told.get("axes") or [None] * len(spec["shape"])
     shape = []
     for i, (size, axis) in enumerate(zip(spec["shape"], axes, strict=True)):

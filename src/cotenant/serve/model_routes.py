@@ -147,11 +147,13 @@ async def _post_only(_: Request) -> Response:
 
 
 def _tensor(spec: TensorSpec) -> dict[str, object]:
-    """A tensor of the V2 metadata; `parameters` (an addition) name its axes and bound its integers."""
-    told: dict[str, object] = {"axes": spec.axes}
-    if spec.low is not None and spec.high is not None:
-        told["range"] = (spec.low, spec.high)
-    return {"name": spec.name, "datatype": spec.datatype, "shape": spec.shape, "parameters": told}
+    return {"name": spec.name, "datatype": spec.datatype, "shape": spec.shape}
+
+
+def _input_facts(spec: TensorSpec) -> dict[str, object]:
+    """Names of an input's axes, and the range of its integers where the model states one."""
+    bounded = spec.low is not None and spec.high is not None
+    return {"axes": spec.axes, "range": (spec.low, spec.high) if bounded else None}
 
 
 def _facts(metadata: ModelMetadata) -> dict[str, object]:
@@ -163,6 +165,7 @@ def _facts(metadata: ModelMetadata) -> dict[str, object]:
         "class": spec.job_class.name.lower(),
         "max_batch": spec.max_batch,
         "buckets": dict(spec.axis_buckets),
+        "inputs": {tensor.name: _input_facts(tensor) for tensor in metadata.inputs},
     }
 
 
