@@ -2,8 +2,9 @@
 
 How this works. The queues are cut into the batches they would run as; in deadline order each is put on the
 lane that is free first, as earliest-deadline-first without preemption would. The newcomer is refused
-when its own predicted completion, at the upper quantile, misses its deadline, or when it would push an
-admitted request of its class or a more important one past a deadline that it now keeps. Requests that are
+when it would more likely miss its deadline than keep it (a refusal keeps none), or when it would push an
+admitted request of its class or a more important one past a deadline that it now keeps, unless that one
+takes more time. Requests that are
 past saving veto nothing. Pessimism cannot lock a model out: see `Admission.probe`.
 """
 
@@ -104,9 +105,10 @@ class Admission:
         return merged
 
     def _completion(self, view: View, request: Request, deadline: int) -> tuple[int, bool]:
-        """Predicted completion of the newcomer at the upper quantile, and whether it harms others more than
-        it is worth: it may only push out work that costs more, per request, than itself (so that most
-        deadlines are met; Moore and Hodgson's rule for the fewest late jobs drops the longest)."""
+        """Predicted (median) completion of the newcomer, and whether it harms others more than it is worth.
+
+        It may only push out work that costs more, per request, than itself, so that most deadlines are met
+        (Moore and Hodgson's rule for the fewest late jobs drops the longest)."""
         variant = view.specs[request.model].bucket(request.rows, request.axes)
         solo = view.predictor.solo(variant, view.at)
         frees = [view.free_at(lane) for lane in view.apart()]
@@ -116,7 +118,7 @@ class Admission:
         backlog = self._backlog(view, request.job_class)
         position = bisect_right(backlog, deadline, key=lambda chunk: chunk.due_at)
         _list_schedule(frees, backlog[:position])
-        finish_at = frees[0] + max(0, marginal - solo[0]) + solo[-1]
+        finish_at = frees[0] + max(0, marginal - solo[0]) + solo[0]
         later = backlog[position:]
         if not later or finish_at > deadline:
             return finish_at, False
