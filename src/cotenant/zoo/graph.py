@@ -1,74 +1,83 @@
-"""A small writer of ONNX graphs: nodes by function call, weights from one seeded generator."""
+"""A small writer of ONNX graphs: nodes by function call, weights from one seeded generator.
+
+Weights go straight into the ModelProto: every further copy of 400 MB is time that building pays for.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from onnx import ModelProto, TensorProto, helper, numpy_helper
+from onnx import ModelProto, TensorProto, helper
 
 OPSET = 17
 IR_VERSION = 8
 FLOAT = TensorProto.FLOAT
 INT64 = TensorProto.INT64
+SHARED_BYTES = 4096
+"""Constants up to this size are made once and shared."""
 
 
 class Graph:
-    """Collects nodes and initializers; every method returns the name of the tensor it makes."""
+    """Collects nodes and weights; methods return the name of the tensor that they make.
+
+    The same calls with the same seed give the same bytes.
+    """
 
     def __init__(self, name: str, seed: int) -> None:
-        self._name = name
+        self._model = helper.make_model(
+            helper.make_graph([], name, [], []),
+            opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION,
+            producer_name="cotenant",
+        )  # fmt: skip
         self._rng = np.random.default_rng(seed)
-        self._nodes: list[Any] = []
-        self._weights: list[Any] = []
-        self._inputs: list[Any] = []
-        self._outputs: list[Any] = []
-        self._ranges: dict[str, str] = {}
-        self._constants: dict[bytes, str] = {}
+        self._shared: dict[tuple[str, tuple[int, ...], bytes], str] = {}
         self._n = 0
 
     def input(
         self, name: str, shape: Sequence[int | str], kind: int = FLOAT, below: int | None = None
     ) -> str:
-        """A graph input; `below` is the exclusive upper bound of valid integers, kept as metadata."""
-        self._inputs.append(helper.make_tensor_value_info(name, kind, list(shape)))
+        """A graph input; `below` is the exclusive upper bound of valid integers (the lower one is 0).
+
+        It is kept in the file as metadata `cotenant.range.NAME` = "0,below".
+        """
+        self._model.graph.input.append(helper.make_tensor_value_info(name, kind, list(shape)))
         if below is not None:
-            self._ranges[name] = f"0,{below}"
+            self._model.metadata_props.add(key=f"cotenant.range.{name}", value=f"0,{below}")
         return name
 
     def output(self, value: str, name: str, shape: Sequence[int | str]) -> None:
         """Give `value` out under `name`."""
-        self._nodes.append(helper.make_node("Identity", [value], [name]))
-        self._outputs.append(helper.make_tensor_value_info(name, FLOAT, list(shape)))
+        self._model.graph.node.append(helper.make_node("Identity", [value], [name]))
+        self._model.graph.output.append(helper.make_tensor_value_info(name, FLOAT, list(shape)))
+
+    def model(self) -> ModelProto:
+        """The model as written so far."""
+        return self._model
+
+    # --- nodes and constants ----------------------------------------------------------------------
 
     def op(self, kind: str, *inputs: str, **attributes: Any) -> str:
         """One node with one output."""
-        self._n += 1
-        result = f"{kind.lower()}_{self._n}"
-        self._nodes.append(helper.make_node(kind, list(inputs), [result], **attributes))
+        result = self._fresh(kind.lower())
+        self._model.graph.node.append(helper.make_node(kind, list(inputs), [result], **attributes))
         return result
 
     def constant(self, values: NDArray[Any]) -> str:
-        """A constant tensor, shared when it was made before."""
-        key = values.dtype.str.encode() + str(values.shape).encode() + values.tobytes()
-        if len(key) < 4096 and key in self._constants:
-            return self._constants[key]
-        self._n += 1
-        name = f"const_{self._n}"
-        self._weights.append(numpy_helper.from_array(values, name))
-        if len(key) < 4096:
-            self._constants[key] = name
-        return name
+        """A constant tensor of float32 or int64."""
+        little = np.ascontiguousarray(values, values.dtype.newbyteorder("<")).reshape(values.shape)
+        if little.nbytes > SHARED_BYTES:
+            return self._initializer(little)
+        key = (little.dtype.str, little.shape, little.tobytes())
+        if key not in self._shared:
+            self._shared[key] = self._initializer(little)
+        return self._shared[key]
 
     def ints(self, *values: int) -> str:
         """A constant vector of int64."""
         return self.constant(np.asarray(values, np.int64))
-
-    def floats(self, *values: float) -> str:
-        """A constant vector of float32."""
-        return self.constant(np.asarray(values, np.float32))
 
     def scalar(self, value: float) -> str:
         """A constant float32 of rank 0."""
@@ -79,6 +88,19 @@ class Graph:
         values = self._rng.standard_normal(shape, np.float32)
         values *= np.float32(scale)
         return self.constant(values)
+
+    def _initializer(self, values: NDArray[Any]) -> str:
+        name = self._fresh("const")
+        tensor = self._model.graph.initializer.add(name=name, dims=values.shape)
+        tensor.data_type = helper.np_dtype_to_tensor_dtype(values.dtype.newbyteorder("="))
+        tensor.raw_data = values.tobytes()
+        return name
+
+    def _fresh(self, stem: str) -> str:
+        self._n += 1
+        return f"{stem}_{self._n}"
+
+    # --- layers -----------------------------------------------------------------------------------
 
     def linear(self, x: str, n_in: int, n_out: int, *, gain: float = 1.0) -> str:
         """x @ W + b on the last axis."""
@@ -131,16 +153,3 @@ class Graph:
         x = self.op("Add", x, self.attention(self.layer_norm(x, width), width, n_heads, bias))
         hidden = self.gelu(self.linear(self.layer_norm(x, width), width, inner))
         return self.op("Add", x, self.linear(hidden, inner, width))
-
-    def model(self, metadata: Mapping[str, str] | None = None) -> ModelProto:
-        """The finished model. Integer ranges are metadata `cotenant.range.INPUT` = "low,high"."""
-        graph = helper.make_graph(
-            self._nodes, self._name, self._inputs, self._outputs, initializer=self._weights
-        )
-        model = helper.make_model(
-            graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION,
-            producer_name="cotenant",
-        )  # fmt: skip
-        ranges = {f"cotenant.range.{name}": text for name, text in self._ranges.items()}
-        helper.set_model_props(model, {**ranges, **(metadata or {})})
-        return model
