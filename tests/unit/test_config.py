@@ -1,0 +1,94 @@
+"""A configuration that cannot be used says what is wrong, where, and what would be right."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from cotenant.config import ConfigError, load_scenario, scenario_from_model
+from cotenant.domain import JobClass
+
+SHARED = Path(__file__).resolve().parents[2].parent / "shared" / "data"
+MODEL = '[[model]]\nname = "a"\nsource = "zoo:echo"\n'
+
+
+def read(tmp_path: Path, text: str) -> object:
+    path = tmp_path / "scenario.toml"
+    path.write_text(text)
+    return load_scenario(path)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (MODEL + "slo_mss = 5\n", ("slo_mss", "slo_ms", "'a'")),
+        (MODEL + "slo_ms = -1\n", ("slo_ms", "greater than 0")),
+        (MODEL + 'slo_ms = "x"\n', ("slo_ms", "number")),
+        (MODEL + "slo_ms = nan\n", ("slo_ms", "finite")),
+        (MODEL + "slo_ms = true\n", ("slo_ms", "number")),
+        (MODEL + "max_batch = 0\n", ("max_batch", "1 to 1024")),
+        (MODEL + "max_batch = 2.5\n", ("max_batch", "whole")),
+        (MODEL + "rate_per_s = -3\n", ("rate_per_s", "negative")),
+        (MODEL + 'arrivals = "poison"\n', ("poison", "poisson")),
+        (MODEL + 'arrivals = "trace"\n', ("file",)),
+        (MODEL + 'class = "protected"\n', ("protected", "slo_ms")),
+        (MODEL + 'class = "gold"\n', ("gold", "standard")),
+        (MODEL + "buckets = { seq = [64, 32] }\n", ("buckets.seq", "ascending")),
+        (MODEL + "buckets = { seq = [] }\n", ("buckets.seq",)),
+        (MODEL + "slo_percentile = 1.0\n", ("slo_percentile",)),
+        (MODEL + MODEL, ("'a'", "twice")),
+        (MODEL.replace('"a"', '"../a"'), ("name", "letters")),
+        (MODEL.replace("zoo:echo", "../evil.onnx"), ("source", "out of the folder")),
+        (MODEL.replace("zoo:echo", "mymodule:factory"), ("source", "allow_code")),
+        (MODEL.replace("zoo:echo", "kernels:x.csv"), ("kernels:FILE.csv#MODEL",)),
+        ("[load]\nduration_s = 0\n" + MODEL, ("duration_s", "greater than 0")),
+        ("[lod]\n" + MODEL, ("lod", "load")),
+        ("[device]\nkind = \"gpu\"\n" + MODEL, ("gpu", "cuda")),
+        ("", ("[[model]]", "at least one")),
+        ("[model]\nname = 'a'\n", ("double brackets",)),
+        ("[[model]\n", ("not valid TOML", "line 1")),
+        (MODEL + "[[phase]]\nat_s = 3\n[phase.model.b]\nrate_per_s = 1\n", ("'b'", "known: a")),
+        (MODEL + "[[phase]]\nat_s = -3\n", ("at_s",)),
+    ],
+)  # fmt: skip
+def test_a_bad_file_is_refused_with_a_message_that_helps(
+    tmp_path: Path, text: str, words: tuple[str, ...]
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        read(tmp_path, text)
+    message = str(caught.value)
+    assert "scenario.toml" in message
+    for word in words:
+        assert word in message, message
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"nowhere\.toml"):
+        load_scenario(tmp_path / "nowhere.toml")
+
+
+def test_a_model_without_slo_is_best_effort_and_one_with_it_standard(tmp_path: Path) -> None:
+    path = tmp_path / "s.toml"
+    path.write_text(MODEL + MODEL.replace('"a"', '"b"') + "slo_ms = 5\n")
+    first, second = load_scenario(path).models
+    assert first.job_class is JobClass.BEST_EFFORT
+    assert second.job_class is JobClass.STANDARD
+
+
+def test_a_lone_model_file_becomes_a_scenario(tmp_path: Path) -> None:
+    scenario = scenario_from_model(tmp_path / "my model.onnx", 50.0)
+    assert scenario.models[0].name == "my_model"
+    assert scenario.models[0].slo_ms == 50.0
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason="the shared data folder is not beside this checkout")
+@pytest.mark.parametrize("name", ["headline", "busy"])
+def test_the_published_scenarios_can_be_read(name: str) -> None:
+    assert load_scenario(SHARED / f"{name}.toml").models
+
+
+def test_the_demo_ships_with_the_package_and_as_an_example() -> None:
+    root = Path(__file__).resolve().parents[2]
+    shipped = (root / "src/cotenant/data/demo.toml").read_text()
+    assert shipped == (root / "examples/demo.toml").read_text()

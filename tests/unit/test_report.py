@@ -1,0 +1,96 @@
+"""The report counts what its definitions say, on cases small enough to count by hand."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from cotenant.domain import JobClass, Observation, OutcomeKind, Prediction, Variant
+from cotenant.experiment.report import BusyInterval, RequestRecord, RunFacts, build_report
+
+MS = 1_000_000
+
+
+def record(
+    kind: str, ended_ms: float, *, model: str = "a", job_class: JobClass = JobClass.STANDARD
+) -> RequestRecord:
+    return RequestRecord(
+        model=model,
+        job_class=job_class,
+        kind=OutcomeKind(kind),
+        intended_at=0,
+        ended_at=int(ended_ms * MS),
+        deadline_at=20 * MS,
+    )
+
+
+def facts(**more: object) -> RunFacts:
+    values: dict[str, object] = {
+        "policy": "p", "seed": 1, "duration_s": 2.0, "config": {}, "device": {}, "solo_ms": {"a": 5.0},
+    }  # fmt: skip
+    return RunFacts(**{**values, **more})  # type: ignore[arg-type]
+
+
+def test_attainment_counts_every_offered_request() -> None:
+    kinds = ("ok", "ok", "late", "rejected", "expired", "cancelled", "failed", "ok")
+    report = build_report([record(kind, 10) for kind in kinds], facts())
+    assert report["offered"] == 8 == sum(report[kind.value] for kind in OutcomeKind)
+    assert report["attainment"] == 3 / 8
+    assert report["goodput_per_s"] == 1.5
+    assert report["useful_load"] == pytest.approx(3 * 0.005 / 2)
+
+
+def test_best_effort_work_is_reported_apart() -> None:
+    rows = [record("ok", 10), record("ok", 10, model="b", job_class=JobClass.BEST_EFFORT),
+            record("late", 30, model="b", job_class=JobClass.BEST_EFFORT)]  # fmt: skip
+    report = build_report(rows, facts())
+    assert report["offered"] == 1
+    assert report["per_class"]["best_effort"]["ok"] == 2
+    assert report["per_model"]["b"]["attainment"] is None
+    assert report["per_class"]["standard"]["attainment"] == 1.0
+
+
+def test_an_unanswered_request_counts_at_its_deadline_in_tail_variability() -> None:
+    answered = [record("ok", 10) for _ in range(50)]
+    calm = build_report(answered, facts())["tail_variability"]
+    refused = build_report([*answered, *(record("rejected", 0.1) for _ in range(50))], facts())
+    assert calm == 0.0
+    assert refused["tail_variability"] == pytest.approx((20 - 15) / 5, abs=0.1)
+
+
+def test_busy_is_the_union_of_the_lanes_and_load_their_weighted_sum() -> None:
+    busy = [
+        BusyInterval(began_at=0, ended_at=1000 * MS, share=0.5),
+        BusyInterval(began_at=500 * MS, ended_at=1500 * MS, share=0.5),
+    ]
+    report = build_report([], facts(busy=busy))
+    assert report["device_busy"] == pytest.approx(0.75)
+    assert report["device_load"] == pytest.approx(0.5)
+
+
+def test_prediction_errors_are_of_the_span_from_dispatch_to_end() -> None:
+    predicted = Prediction(
+        issued_at=0,
+        finish_at=(8 * MS, 9 * MS, 10 * MS, 12 * MS, 12 * MS),
+        slo_level=0.99,
+        version=1,
+        corunners=0,
+    )
+    seen = Observation(
+        dispatch_id=1, variant=Variant("a", 1), rows=2, lane=0, share=1.0, decided_at=0, started_at=MS,
+        ended_at=10 * MS, first_segment=0, end_segment=1, segment_ended_at=(), predictions=(predicted,),
+        overlaps=(),
+    )  # fmt: skip
+    report = build_report([], facts(observations=[seen]))
+    scores = report["prediction"]
+    assert scores["n"] == 1
+    assert scores["mape"] == pytest.approx(0.2)
+    assert scores["signed_error"] == pytest.approx(-0.2)
+    assert scores["coverage"] == {"0.9": 0.0, "0.95": 1.0, "0.99": 1.0}
+    assert report["mean_batch"] == 2
+
+
+def test_an_empty_run_is_valid_json_without_nan() -> None:
+    text = json.dumps(build_report([], facts()), allow_nan=False)
+    assert json.loads(text)["attainment"] is None
