@@ -282,7 +282,10 @@ class Cancel(Struct, frozen=True, tag=True, gc=False):
 
 
 class Wakeup(Struct, frozen=True, tag=True, gc=False):
-    """The instant that `next_wakeup()` asked for has come."""
+    """The instant that `next_wakeup()` asked for has come. `late_ns`: how late the driver's timers have been
+    of late (ns, 0 in simulation); the scheduler allows that much less to wait."""
+
+    late_ns: int = 0
 
 
 class ModelVersion(Struct, frozen=True, tag=True, gc=False):

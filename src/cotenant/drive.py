@@ -32,7 +32,13 @@ from cotenant.schedule.scheduler import Scheduler
 class Log(Protocol):
     """Where events and the actions they led to are written."""
 
-    def record(self, event: Event, at: int, actions: Sequence[Action]) -> None: ...
+    def record(self, event: Event, at: int, actions: Sequence[Action]) -> None:
+        """Remember what happened; called on the deciding thread."""
+        ...
+
+    def close(self) -> None:
+        """Write what is left. Idempotent."""
+        ...
 
 
 class Drive:

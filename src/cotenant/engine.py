@@ -36,6 +36,8 @@ from cotenant.drive import Drive, Log
 from cotenant.ports import Executor, Learner, Observer, Tensors
 from cotenant.schedule.scheduler import Scheduler
 
+MAX_LATENESS_NS = 5 * NS_PER_MS
+"""Most lateness of timers that is believed to last (ns)."""
 REMEMBERED = 4096
 """Requests that `explain` can still answer for."""
 
@@ -95,6 +97,7 @@ class Engine:
         self.unavailable: dict[str, str] = {}
         self.counts: dict[str, ModelCounts] = {name: ModelCounts() for name in metadata}
         self._executor = executor
+        self._log = log
         self._clock = clock
         self._calls: dict[str, _Call] = {}
         self._payloads: dict[str, Tensors] = {}
@@ -103,6 +106,7 @@ class Engine:
         self._waiting: dict[tuple[str, str], list[Callable[[str | None], None]]] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = 0
+        self._late_ns = 0
         self._draining = False
         self._loop: asyncio.AbstractEventLoop | None = None
         self._drive = Drive(
@@ -137,10 +141,17 @@ class Engine:
         for call_id in list(self._calls):
             self._post(Cancel(call_id, "not available: the server stopped"))
 
-    def stop(self) -> None:
-        """Cancel the timer and stop the lanes."""
+    def close_log(self) -> None:
+        """Stop the timer and write what is left of the event log; the lanes stay usable."""
         if self._timer is not None:
             self._timer.cancel()
+            self._timer = None
+        if self._log is not None:
+            self._log.close()
+
+    def stop(self) -> None:
+        """Close the log and stop the lanes. Idempotent."""
+        self.close_log()
         self._executor.close()
 
     # --- calls --------------------------------------------------------------------------------------------
@@ -251,13 +262,11 @@ class Engine:
 
     def _woken(self) -> None:
         self._timer = None
-        late_ns = max(0, self._clock.now() - self._timer_at)
-        view = self.scheduler.view
-        drift = late_ns - view.lateness_ns
-        view.lateness_ns = min(5 * NS_PER_MS, view.lateness_ns + drift // (4 if drift > 0 else 32))
+        drift = max(0, self._clock.now() - self._timer_at) - self._late_ns
+        self._late_ns = min(MAX_LATENESS_NS, self._late_ns + drift // (4 if drift > 0 else 32))
         wake_at = self.scheduler.next_wakeup()
         if wake_at is not None and wake_at <= self._clock.now():
-            self._drive.post(Wakeup())
+            self._drive.post(Wakeup(self._late_ns))
         self._arm()
 
     def _settled(self, outcome: Outcome) -> None:

@@ -120,7 +120,8 @@ class Scheduler:
                     self.add_model(event.spec)
             case Command(kind, model):
                 self._command(kind, model)
-            case Wakeup():
+            case Wakeup(late_ns):
+                self.view.lateness_ns = late_ns
                 self._give_up_hung()
             case ModelVersion():
                 pass

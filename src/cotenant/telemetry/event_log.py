@@ -63,9 +63,10 @@ class EventLog:
 
     def close(self) -> None:
         """Write what is left. Idempotent."""
-        self._closing.set()
-        self._thread.join()
-        self._file.close()
+        if not self._closing.is_set():
+            self._closing.set()
+            self._thread.join()
+            self._file.close()
 
     def _run(self) -> None:
         while not self._closing.wait(self._flush_s):
@@ -93,7 +94,7 @@ def read(path: Path) -> tuple[Header, Iterator[Entry]]:
     file = path.open("rb")
     try:
         header = msgspec.msgpack.decode(_frame(file) or b"", type=Header)
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, ValueError) as error:
         file.close()
         raise ValueError(f"{path} is not an event log: {error}") from error
     if header.format != FORMAT:

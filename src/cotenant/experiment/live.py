@@ -1,0 +1,137 @@
+"""One live run in process, without HTTP: the engine and real lanes under a scenario's open-loop load."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from cotenant.assemble import Prepared, describe_device, make_engine
+from cotenant.clock import MonotonicClock
+from cotenant.config import Scenario
+from cotenant.domain import NS_PER_MS, NS_PER_S, ModelMetadata, Outcome
+from cotenant.engine import Engine
+from cotenant.execute.onnx_model import example_inputs
+from cotenant.experiment.load import arrivals
+from cotenant.experiment.recorder import Recorder
+from cotenant.experiment.report import RunFacts, build_report
+from cotenant.experiment.simulated import policy_settings
+from cotenant.ports import Tensors
+from cotenant.schedule.policies import make_policy
+from cotenant.schedule.policy import Policy
+from cotenant.workload.arrivals import generator
+
+INPUTS_PER_MODEL = 8
+
+
+async def run_live(
+    prepared: Prepared,
+    scenario: Scenario,
+    policy: str | Policy = "default",
+    *,
+    scale: float | None = None,
+    seed: int | None = None,
+    capacity_per_s: float | None = None,
+    drain_s: float = 5.0,
+    log_path: Path | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> dict[str, Any]:
+    """Offer the scenario's load to an engine on this event loop; returns the run report.
+
+    The engine is new, the prepared device is used as it is and stays usable afterwards."""
+    seed = scenario.load.seed if seed is None else seed
+    chosen = make_policy(policy) if isinstance(policy, str) else policy
+    clock = MonotonicClock()
+    recorder = Recorder(prepared.executor.lanes)
+    engine = make_engine(prepared, chosen, clock=clock, observers=[recorder], log_path=log_path)
+    engine.start()
+    at, which = arrivals(scenario, scale=scale, seed=seed, capacity_per_s=capacity_per_s)
+    pools = [_inputs(prepared.metadata[model.name], model.rows, seed) for model in scenario.models]
+    began = clock.now()
+    intended = await _offer(engine, clock, scenario, at.tolist(), which.tolist(), pools, progress)
+    until = clock.now() + int(drain_s * NS_PER_S)
+    while engine.n_unanswered and clock.now() < until:
+        await asyncio.sleep(0.01)
+    await engine.drain(drain_s)
+    engine.close_log()
+    facts = RunFacts(
+        policy=policy if isinstance(policy, str) else chosen.name,
+        seed=seed,
+        duration_s=scenario.load.duration_s,
+        config={
+            "policy": chosen.name,
+            "scale": scenario.load.scale if scale is None else scale,
+            "capacity_per_s": capacity_per_s,
+            "settings": policy_settings(chosen),
+            "simulated": False,
+        },
+        device=describe_device(prepared.device),
+        wall_s=(clock.now() - began) / NS_PER_S,
+        solo_ms=prepared.solo_ms(),
+        busy=recorder.busy(),
+        observations=recorder.observations,
+        decision_ns=recorder.decision_ns,
+    )
+    return build_report(recorder.records(intended), facts)
+
+
+def _inputs(
+    metadata: ModelMetadata, rows: int, seed: int
+) -> list[tuple[Tensors, tuple[tuple[str, int], ...]]]:
+    """Ready-made inputs of a model with the axes they have, in turn over its declared shapes."""
+    rng = generator(seed, f"inputs/{metadata.name}")
+    shapes = [variant for variant in metadata.spec.variants() if variant.rows >= rows]
+    smallest = min(variant.rows for variant in shapes)
+    fitting = [variant for variant in shapes if variant.rows == smallest]
+    pool: list[tuple[Tensors, tuple[tuple[str, int], ...]]] = []
+    for _ in range(INPUTS_PER_MODEL):
+        variant = fitting[int(rng.integers(len(fitting)))]
+        tensors = {name: array[:rows] for name, array in example_inputs(metadata, variant, rng).items()}
+        pool.append((tensors, variant.axes))
+    return pool
+
+
+async def _offer(
+    engine: Engine,
+    clock: MonotonicClock,
+    scenario: Scenario,
+    at: Sequence[int],
+    which: Sequence[int],
+    pools: Sequence[Sequence[tuple[Tensors, tuple[tuple[str, int], ...]]]],
+    progress: Callable[[int, int], None] | None,
+) -> dict[str, int]:
+    """Submit every request at its instant; returns the intended arrival of each by id."""
+    intended: dict[str, int] = {}
+    origin = clock.now() + 20 * NS_PER_MS
+
+    def ignore(outcome: Outcome, outputs: Tensors | None) -> None:
+        """The recorder has it already."""
+
+    for n, (instant, index) in enumerate(zip(at, which, strict=True)):
+        wait_ns = origin + instant - clock.now()
+        if wait_ns > 0:
+            await asyncio.sleep(wait_ns / NS_PER_S)
+        elif n % 8 == 0:
+            await asyncio.sleep(0)
+        model = scenario.models[index]
+        inputs, axes = pools[index][n % INPUTS_PER_MODEL]
+        spec = engine.scheduler.view.specs[model.name]
+        now = clock.now()
+        call_id = f"live-{n}"
+        intended[call_id] = origin + instant
+        late_ns = now - intended[call_id]
+        engine.submit(
+            call_id=call_id,
+            model=model.name,
+            inputs=inputs,
+            rows=model.rows,
+            axes=axes,
+            arrived_at=now,
+            slo_ns=None if spec.slo_ns is None else max(1, spec.slo_ns - late_ns),
+            priority=0,
+            reply=ignore,
+        )
+        if progress is not None and n % 50 == 0:
+            progress(n, len(at))
+    return intended
