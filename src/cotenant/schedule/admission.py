@@ -1,11 +1,11 @@
-"""Admit or refuse at arrival, from the predicted completion behind everything due earlier.
+"""Admit or refuse at arrival: who is given up so that the fewest deadlines are missed?
 
 How this works. The queues are cut into the batches they would run as; in deadline order each is put on the
-lane that is free first, as earliest-deadline-first without preemption would. The newcomer is refused
-when it would more likely miss its deadline than keep it (a refusal keeps none), or when it would push an
-admitted request of its class or a more important one past a deadline that it now keeps, unless that one
-takes more time. Requests that are
-past saving veto nothing. Pessimism cannot lock a model out: see `Admission.probe`.
+lane that is free first, as earliest-deadline-first without preemption would. Whenever one would miss its
+deadline, the batch that costs most device time per request is given up, the least important class first
+(Moore 1968, Hodgson's rule for the fewest late jobs, here on several lanes). A newcomer that would be
+given up is refused, with the instant at which it could have been served. Nobody else is dropped for it:
+what is queued keeps its chance. Pessimism cannot lock a model out: see `Admission.probe`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from heapq import heapify, heapreplace
+from heapq import heapreplace
 
 from cotenant.domain import NS_PER_MS, NS_PER_S, JobClass, Request, Variant
 from cotenant.schedule.plan import Chunk, chunks
@@ -65,17 +65,28 @@ class Admission:
     def admit(self, view: View, request: Request) -> Verdict:
         """Decide for one request; `view.at` is its arrival."""
         deadline = due(request)
-        if deadline >= NEVER:
+        frees = [view.free_at(lane) for lane in view.apart()]
+        if deadline >= NEVER or not frees:
             return ADMITTED
-        finish_at, harms = self._completion(view, request, deadline)
-        if finish_at <= deadline and not harms:
+        variant = view.specs[request.model].bucket(request.rows, request.axes)
+        alone = view.median(variant)
+        backlog = self._backlog(view, request.job_class)
+        position = bisect_right(backlog, deadline, key=lambda chunk: chunk.due_at)
+        newcomer = Chunk(
+            deadline, self._marginal(view, request, variant), 1, request.model, request.job_class
+        )
+        kept = fewest_late(frees, [*backlog[:position], newcomer, *backlog[position:]])
+        if newcomer in kept and min(frees) + alone <= deadline:
             return ADMITTED
         if self.probe(view, request):
             return Verdict(admitted=True, probe=True)
-        if finish_at <= deadline:
-            why = "deadline infeasible: it would break a deadline already promised"
-            return Verdict(admitted=False, reason=why, predicted_at=finish_at)
-        return _refusal(view, request, finish_at)
+        others = [chunk for chunk in kept if chunk is not newcomer]
+        behind = [chunk for chunk in others if chunk.due_at <= deadline]
+        finish_at = _list_schedule(frees, behind) + alone
+        if finish_at > deadline:
+            return _refusal(view, request, finish_at)
+        why = "deadline infeasible: it would break a deadline already promised"
+        return Verdict(admitted=False, reason=why, predicted_at=_list_schedule(frees, others) + alone)
 
     def probe(self, view: View, request: Request) -> bool:
         """At least one request per model per second is admitted against the learned prediction when it is
@@ -104,37 +115,6 @@ class Admission:
         merged.sort(key=lambda chunk: (chunk.due_at, chunk.model))
         return merged
 
-    def _completion(self, view: View, request: Request, deadline: int) -> tuple[int, bool]:
-        """Predicted (median) completion of the newcomer, and whether it harms others more than it is worth.
-
-        It may only push out work that costs more, per request, than itself, so that most deadlines are met
-        (Moore and Hodgson's rule for the fewest late jobs drops the longest)."""
-        variant = view.specs[request.model].bucket(request.rows, request.axes)
-        solo = view.predictor.solo(variant, view.at)
-        frees = [view.free_at(lane) for lane in view.apart()]
-        if not frees:
-            return NEVER, False
-        marginal = self._marginal(view, request, variant)
-        backlog = self._backlog(view, request.job_class)
-        position = bisect_right(backlog, deadline, key=lambda chunk: chunk.due_at)
-        _list_schedule(frees, backlog[:position])
-        finish_at = frees[0] + max(0, marginal - solo[0]) + solo[0]
-        later = backlog[position:]
-        if not later or finish_at > deadline:
-            return finish_at, False
-        others = list(frees)
-        heapreplace(frees, frees[0] + marginal)
-        after = _list_schedule(frees, later)
-        missed = [
-            i for i, chunk in enumerate(later) if after[i] > chunk.due_at and chunk.model != request.model
-        ]
-        if not missed:
-            return finish_at, False
-        before = _list_schedule(others, later)
-        harmed = [later[i] for i in missed if before[i] <= later[i].due_at]
-        dearest = max((chunk.span_ns / chunk.n for chunk in harmed), default=0.0)
-        return finish_at, bool(harmed) and dearest <= marginal
-
     @staticmethod
     def _marginal(view: View, request: Request, variant: Variant) -> int:
         """Device time (ns) that the newcomer adds: alone, or by joining a batch of its model with room."""
@@ -148,13 +128,28 @@ class Admission:
         return min(alone, max(0, joined - view.median(spec.bucket(rows, request.axes))))
 
 
-def _list_schedule(frees: list[int], batches: Sequence[Chunk]) -> list[int]:
-    """Put the batches, in order, on whichever lane is free first; returns when each ends. `frees` becomes a
-    heap of when each lane is then free."""
-    heapify(frees)
-    ends = []
+def fewest_late(frees: Sequence[int], batches: Sequence[Chunk]) -> list[Chunk]:
+    """The batches, in order of deadline, that can be kept; `frees` = when each lane is free (ns)."""
+    kept: list[Chunk] = []
+    lanes = sorted(frees)
     for chunk in batches:
-        end = frees[0] + chunk.span_ns
-        ends.append(end)
-        heapreplace(frees, end)
-    return ends
+        kept.append(chunk)
+        end = lanes[0] + chunk.span_ns
+        if end <= chunk.due_at:
+            heapreplace(lanes, end)
+            continue
+        dearest = max(kept, key=lambda chunk: (chunk.job_class, chunk.span_ns / chunk.n))
+        kept.remove(dearest)
+        if dearest is not chunk:
+            lanes = sorted(frees)
+            for other in kept:
+                heapreplace(lanes, lanes[0] + other.span_ns)
+    return kept
+
+
+def _list_schedule(frees: Sequence[int], batches: Sequence[Chunk]) -> int:
+    """When a lane is free again after the batches ran, in order, each on the lane that was free first."""
+    lanes = sorted(frees)
+    for chunk in batches:
+        heapreplace(lanes, lanes[0] + chunk.span_ns)
+    return lanes[0]

@@ -11,12 +11,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from cotenant.domain import Axes, Request, Variant
+from cotenant.domain import Axes, JobClass, ModelSpec, Request, Variant
 from cotenant.schedule.queue import NEVER, DeadlineQueue, due
 from cotenant.schedule.view import View
 
-TIE = 1.02
-"""A larger batch is preferred unless it is this factor less efficient per row."""
+PAYS = 0.95
+"""A larger batch is taken when it costs at most this share, per row, of the smaller one: a longer run blocks
+its lane for everyone else, which a batch that saves nothing (common on CPUs) is not worth."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,7 +108,7 @@ def best_offer(view: View, queue: DeadlineQueue, *, margin: float | None = None)
         if best is None:
             if view.at + median > due_at and not _probe_fits(view, head, variant):
                 return None
-        elif view.at + upper > due_at or rows * best.median_ns * TIE < best.rows * median:
+        elif view.at + upper > due_at or rows * best.median_ns * PAYS < best.rows * median:
             continue
         best = Offer(
             queue=queue,
@@ -183,31 +184,47 @@ def wait_until(view: View, offer: Offer, rate_per_s: float, *, lane_would_idle: 
     return until
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Chunk:
-    """A batch that waits: its earliest deadline, median span (ns) and number of requests."""
+    """A batch that waits: its earliest deadline, median span (ns), number of requests, model and class."""
 
     due_at: int
     span_ns: int
     n: int
     model: str
+    job_class: JobClass
 
 
 def chunks(view: View, queue: DeadlineQueue) -> list[Chunk]:
     """The queue cut into the batches it would run as, in order."""
     spec = view.specs[queue.model]
+    most = paying_rows(view, spec, next(iter(queue)).axes)
     result: list[Chunk] = []
     axes: Axes = ()
     rows, n, due_at = 0, 0, NEVER
+
+    def cut() -> None:
+        span = view.median(spec.bucket(rows, axes))
+        result.append(Chunk(due_at, span, n, queue.model, queue.job_class))
+
     for request in queue:
-        if rows + request.rows > spec.max_batch:
-            result.append(Chunk(due_at, view.median(spec.bucket(rows, axes)), n, queue.model))
+        if rows and rows + request.rows > most:
+            cut()
             rows = n = 0
         if rows == 0:
             due_at, axes = due(request), request.axes
         rows += request.rows
         n += 1
         axes = max(axes, request.axes)
-    if rows:
-        result.append(Chunk(due_at, view.median(spec.bucket(rows, axes)), n, queue.model))
+    cut()
     return result
+
+
+def paying_rows(view: View, spec: ModelSpec, axes: Axes) -> int:
+    """The largest row bucket that a full queue would run as, deadlines aside."""
+    most, cheapest = 0, 0.0
+    for bucket in spec.row_buckets:
+        per_row = view.median(Variant(spec.name, bucket, axes)) / bucket
+        if not most or per_row <= PAYS * cheapest:
+            most, cheapest = bucket, per_row
+    return most

@@ -3,7 +3,7 @@
 How this works. As `exclusive_edf`, and besides: a batch is held back while a larger one is still feasible
 and expected (Symphony, arXiv 2308.07470); a request is refused at arrival when its predicted completion
 misses its deadline; and where the device has several lanes that share no compute (CPU cores), the last
-free one is kept for short work as long as the long batch can wait, priced by how busy the device is.
+free one is kept for short work as long as the long batch can wait for the next one.
 Choose it where batches pay and overlap does not. Fails where one model cannot fill the device.
 """
 
@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from cotenant.domain import NS_PER_S, JobClass, Request
+from cotenant.domain import JobClass, Request
 from cotenant.schedule.admission import Admission, Verdict
 from cotenant.schedule.plan import Choice, Offer, Plan, offers, wait_until
 from cotenant.schedule.queue import NEVER
@@ -26,7 +26,6 @@ class DeferredEdf:
     name: str = "deferred_edf"
     fifo: bool = False
     _admission: Admission = field(default_factory=Admission)
-    _found: list[Offer] = field(default_factory=list)
 
     def admit(self, view: View, request: Request) -> Verdict:
         """Refused when the predicted completion misses the deadline or breaks one already promised."""
@@ -43,7 +42,6 @@ class DeferredEdf:
         found, gone = offers(view)
         if gone:
             return Plan(drop=gone)
-        self._found = found
         wake_at: int | None = None
         held: list[tuple[Offer, int]] = []
         load = view.load.estimate(view.at)
@@ -77,37 +75,23 @@ class DeferredEdf:
         at_risk = [other for other, _ in held if other.latest_start_at < next_free]
         return min(at_risk, key=lambda other: other.latest_start_at, default=None)
 
-    def _keep_lane(self, view: View, lanes: list[LaneState], offer: Offer) -> int | None:
+    @staticmethod
+    def _keep_lane(view: View, lanes: list[LaneState], offer: Offer) -> int | None:
         """Until when to keep the last free lane from this offer, or None to let it have the lane.
 
-        Taking the lane costs the arrivals, of other models, that would then find no lane in time:
-        rate x (time until a lane is free - slack). Keeping it costs the lane's time until the next one is
-        free, which is worth something only as far as the device is short of it.
+        Taking it would leave no lane for a while, which harms models whose slack is shorter than that;
+        waiting harms nobody as long as the next lane is free before the offer must start.
         """
         next_free = min(view.free_at(lane) for lane in lanes if not lane.idle)
         if next_free >= offer.latest_start_at:
             return None
         blocked_ns = min(next_free, view.at + offer.median_ns) - view.at
-        harmed = 0.0
-        arrivals_per_s = spent = slo_sum = 0.0
         for name, model_load in view.load.estimate(view.at).models.items():
             spec = view.specs.get(name)
-            if spec is None or spec.slo_ns is None or spec.job_class is JobClass.BEST_EFFORT:
+            if spec is None or spec.slo_ns is None or name == offer.queue.model or not model_load.rate_per_s:
                 continue
-            variant = view.smallest[name]
-            arrivals_per_s += model_load.rate_per_s
-            spent += model_load.rate_per_s * view.median(variant)
-            slo_sum += model_load.rate_per_s * spec.slo_ns
-            if name != offer.queue.model:
-                slack_ns = spec.slo_ns - view.upper(variant)
-                harmed += model_load.rate_per_s * max(0, blocked_ns - slack_ns) / NS_PER_S
-        if not harmed or not spent:
-            return None
-        if offer.queue.job_class is not JobClass.BEST_EFFORT:
-            waiting = sum(view.median(other.variant) for other in self._found) / len(lanes)
-            used = spent / NS_PER_S / len(lanes)
-            shortage = max((used - 0.6) / 0.4, waiting * arrivals_per_s / slo_sum)
-            worth = min(1.0, max(0.0, shortage)) ** 2 * blocked_ns * arrivals_per_s / spent
-            if harmed <= worth:
-                return None
-        return offer.latest_start_at
+            if spec.job_class is JobClass.BEST_EFFORT or spec.job_class > offer.queue.job_class:
+                continue
+            if spec.slo_ns - view.upper(view.smallest[name]) < blocked_ns:
+                return offer.latest_start_at
+        return None
