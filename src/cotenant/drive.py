@@ -101,11 +101,15 @@ class Drive:
             self._on_maintained(event)
 
     def _interpret(self, actions: Sequence[Action]) -> None:
+        """Lanes start before answers are sent: an idle lane costs more than an answer that waits a little."""
+        for action in actions:
+            if isinstance(action, Dispatch):
+                inputs = [self._payloads[r.id] for r in action.requests] if self._payloads else ()
+                self._executor.start(action, inputs)
         for action in actions:
             match action:
                 case Dispatch():
-                    inputs = [self._payloads[r.id] for r in action.requests] if self._payloads else ()
-                    self._executor.start(action, inputs)
+                    pass
                 case Settle(outcome):
                     for observer in self._observers:
                         observer.settled(outcome)

@@ -9,6 +9,7 @@ told to the scheduler, which subtracts it from what it allows to wait.
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -36,6 +37,9 @@ from cotenant.drive import Drive, Log
 from cotenant.ports import Executor, Learner, Observer, Tensors
 from cotenant.schedule.scheduler import Scheduler
 
+SWITCH_INTERVAL_S = 0.0005
+"""How long a thread may keep the interpreter from another (s). The default of 5 ms is longer than many an
+inference: a lane that is done would wait for it. `benchmarks/switch_interval.py` measures the effect."""
 MAX_LATENESS_NS = 5 * NS_PER_MS
 """Most lateness of timers that is believed to last (ns)."""
 REMEMBERED = 4096
@@ -123,7 +127,8 @@ class Engine:
         )
 
     def start(self) -> None:
-        """Begin to take events on the running loop."""
+        """Begin to take events on the running loop. Sets the interpreter's switch interval."""
+        sys.setswitchinterval(SWITCH_INTERVAL_S)
         loop = self._loop = asyncio.get_running_loop()
 
         def sink(event: Event) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import signal
-import sys
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -17,10 +16,6 @@ from cotenant.local_link import LocalLink
 from cotenant.serve.http import ServeConfig, make_app
 from cotenant.serve.server import serve_http
 from cotenant.telemetry.metrics import Metrics
-
-SWITCH_INTERVAL_S = 0.0005
-"""How long a thread may keep the interpreter from another (s). The default of 5 ms is longer than many an
-inference: a lane that is done would wait for it. `benchmarks/run.py` measures the effect."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,7 +35,6 @@ class HostConfig:
 async def serve(prepared: Prepared, config: HostConfig, on_ready: Callable[[str], None]) -> None:
     """Serve until SIGTERM or SIGINT, then drain and return. `on_ready(url)` is called once, when requests
     are accepted."""
-    sys.setswitchinterval(SWITCH_INTERVAL_S)
     settings = prepared.scenario.server
     clock = MonotonicClock()
     metrics = Metrics()

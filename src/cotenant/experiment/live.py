@@ -7,22 +7,85 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from cotenant.assemble import Prepared, describe_device, make_engine
 from cotenant.clock import MonotonicClock
 from cotenant.config import Scenario
-from cotenant.domain import NS_PER_MS, NS_PER_S, ModelMetadata, Outcome
+from cotenant.domain import NS_PER_MS, NS_PER_S, JobClass, ModelMetadata, Outcome, OutcomeKind
 from cotenant.engine import Engine
 from cotenant.execute.onnx_model import example_inputs
+from cotenant.experiment.capacity import NO_DEADLINE_NS
 from cotenant.experiment.load import arrivals
 from cotenant.experiment.recorder import Recorder
 from cotenant.experiment.report import RunFacts, build_report
 from cotenant.experiment.simulated import policy_settings
 from cotenant.ports import Tensors
 from cotenant.schedule.policies import make_policy
+from cotenant.schedule.policies.deferred_edf import DeferredEdf
 from cotenant.schedule.policy import Policy
 from cotenant.workload.arrivals import generator
 
 INPUTS_PER_MODEL = 8
+
+
+async def live_capacity(
+    prepared: Prepared, scenario: Scenario, *, seconds: float = 6.0, warm_s: float = 8.0, backlog: int = 128
+) -> float:
+    """Requests per second of the scenario's mix that the device completes, in process, under a standing
+    backlog: `deferred_edf` without rejection, no deadlines. Best-effort models are left out.
+
+    Counted after `warm_s` of saturation: shared machines are faster at first than they can keep up. Raises
+    ValueError when a run fails."""
+    clock = MonotonicClock()
+    engine = make_engine(prepared, DeferredEdf(rejects=False), clock=clock)
+    engine.start()
+    shares = np.asarray(
+        [0.0 if m.job_class is JobClass.BEST_EFFORT else m.rate_per_s for m in scenario.models]
+    )
+    rng = generator(scenario.load.seed, "capacity")
+    order = rng.choice(len(shares), size=100_000, p=shares / shares.sum()).tolist()
+    pools = [
+        _inputs(prepared.metadata[model.name], model.rows, scenario.load.seed) for model in scenario.models
+    ]
+    done_at: list[int] = []
+    over = asyncio.get_running_loop().create_future()
+    n_sent = 0
+
+    def send() -> None:
+        nonlocal n_sent
+        index = order[n_sent % len(order)]
+        model, (inputs, axes) = scenario.models[index], pools[index][n_sent % INPUTS_PER_MODEL]
+        n_sent += 1
+        engine.submit(
+            call_id=f"capacity-{n_sent}", model=model.name, inputs=inputs, rows=model.rows, axes=axes,
+            arrived_at=clock.now(), slo_ns=NO_DEADLINE_NS, priority=0, reply=answered,
+        )  # fmt: skip
+
+    def answered(outcome: Outcome, outputs: Tensors | None) -> None:
+        if over.done():
+            return
+        if outcome.kind is not OutcomeKind.OK:
+            over.set_exception(
+                ValueError(f"capacity of {scenario.path}: a request ended {outcome.kind}: {outcome.reason}")
+            )
+            return
+        done_at.append(clock.now())
+        asyncio.get_running_loop().call_soon(send)
+
+    began = clock.now()
+    for _ in range(backlog):
+        send()
+    asyncio.get_running_loop().call_later(
+        warm_s + seconds, lambda: None if over.done() else over.set_result(None)
+    )
+    try:
+        await over
+    finally:
+        await engine.drain(5.0)
+        engine.close_log()
+    from_at = began + int(warm_s * NS_PER_S)
+    return sum(1 for at in done_at if at >= from_at) / seconds
 
 
 async def run_live(

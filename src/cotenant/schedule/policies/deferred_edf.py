@@ -20,7 +20,8 @@ from cotenant.schedule.view import LaneState, View
 
 @dataclass(slots=True, kw_only=True)
 class DeferredEdf:
-    """`rejects`: refuse at arrival by predicted completion (off only to measure saturated capacity)."""
+    """`rejects`: refuse at arrival by predicted completion, and keep a lane for short work. Off only to
+    measure saturated capacity: whatever waits, however far its deadline, then runs when a lane is free."""
 
     rejects: bool = True
     name: str = "deferred_edf"
@@ -49,7 +50,7 @@ class DeferredEdf:
             model_load = load.models.get(offer.queue.model)
             rate = model_load.rate_per_s if model_load else 0.0
             until = wait_until(view, offer, rate, lane_would_idle=len(found) == len(held) + 1)
-            if until is None and len(lanes) > 1 and len(idle) == 1:
+            if until is None and self.rejects and len(lanes) > 1 and len(idle) == 1:
                 until = self._keep_lane(view, lanes, offer)
             if until is not None:
                 held.append((offer, until))
