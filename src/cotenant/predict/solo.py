@@ -18,12 +18,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
 
 import msgspec
 
 from cotenant.domain import LEVELS, NS_PER_S, Candidate, InFlight, ModelSpec, Observation, Snapshot, Variant
 from cotenant.ports import Forecast, ProfileReader
+from cotenant.predict.quantiles import between, standard_normal, weighted_quantiles
 
 STATE_FORMAT = 1
 CLIP_SIGMAS = 4.0
@@ -101,6 +101,18 @@ class _Prior:
     slo_level: float
 
 
+@dataclass(slots=True, kw_only=True)
+class _ModelSpans:
+    """Cached: how far a model's correction is believed, hand-over quantiles (ns), and spans by variant."""
+
+    trust: float
+    mean: float
+    waited: float
+    late: list[float]
+    offsets: tuple[float, ...] | None
+    spans: dict[Variant, tuple[int, ...]] = field(default_factory=dict)
+
+
 @dataclass(slots=True)
 class SoloPredictor:
     """Implements the `Predictor` and `Learner` ports; see the module's head."""
@@ -109,7 +121,8 @@ class SoloPredictor:
     config: SoloConfig = field(default_factory=SoloConfig)
     _state: State = field(default_factory=State)
     _priors: dict[Variant, _Prior] = field(default_factory=dict)
-    _cache: dict[str, dict[Variant, tuple[int, ...]]] = field(default_factory=dict)
+    _labels: dict[Variant, str] = field(default_factory=dict)
+    _cache: dict[str, _ModelSpans] = field(default_factory=dict)
     _cache_slot: int = -1
 
     @property
@@ -126,38 +139,65 @@ class SoloPredictor:
         if slot != self._cache_slot:
             self._cache.clear()
             self._cache_slot = slot
-        spans = self._cache.setdefault(variant.model, {}).get(variant)
+        of_model = self._cache.get(variant.model)
+        if of_model is None:
+            of_model = self._cache[variant.model] = self._model_spans(variant.model, slot * DECAY_STEP_NS)
+        spans = of_model.spans.get(variant)
         if spans is None:
-            spans = self._cache[variant.model][variant] = self._solo(variant, slot * DECAY_STEP_NS)
+            spans = of_model.spans[variant] = self._solo(variant, of_model, slot * DECAY_STEP_NS)
         return spans
 
-    def _solo(self, variant: Variant, at: int) -> tuple[int, ...]:
-        prior, state = self._prior(variant), self._state
-        of_model = state.models.get(variant.model)
-        trust = 0.0 if of_model is None else self._trust(of_model, at)
-        log_ratio = self._expected_log_ratio(variant, at)
-        learned = state.offsets.get(variant.model, prior.offsets)
+    def _model_spans(self, model: str, at: int) -> _ModelSpans:
+        """What all variants of a model share until something is learned of it or forgotten."""
+        state = self._state
+        prior = self._prior(self.profiles.spec(model).variants()[0])
+        correction = state.models.get(model)
+        trust = 0.0 if correction is None else self._trust(correction, at)
+        learned = state.offsets.get(model, prior.offsets)
+        handover = (*state.handover, between(state.handover, prior.slo_level))
+        return _ModelSpans(
+            trust=trust,
+            mean=0.0 if correction is None else trust * correction.mean,
+            waited=handover[0],
+            late=[value - handover[0] for value in handover],
+            offsets=None if correction is None else learned,
+        )
+
+    def _solo(self, variant: Variant, of_model: _ModelSpans, at: int) -> tuple[int, ...]:
+        prior = self._prior(variant)
+        log_ratio = 0.0 if of_model.offsets is None else self._corrected(variant, of_model.mean, at)
         median = prior.median_ns * math.exp(log_ratio)
-        offsets = [old + trust * (new - old) for old, new in zip(prior.offsets, learned, strict=True)]
-        handover = (*state.handover, _between(state.handover, prior.slo_level))
-        waited = handover[0]
+        middle, offsets = median + of_model.waited, prior.offsets
+        if of_model.offsets is not None:
+            trust = of_model.trust
+            offsets = tuple(
+                [old + trust * (new - old) for old, new in zip(offsets, of_model.offsets, strict=True)]
+            )
         spans = [
-            median + waited + math.hypot(median * math.expm1(offset), late - waited)
-            for offset, late in zip(offsets, handover, strict=True)
+            int(middle + math.hypot(median * math.expm1(offset), late))
+            for offset, late in zip(offsets, of_model.late, strict=True)
         ]
-        return tuple(_monotone([int(span) for span in spans]))
+        return _monotone(spans)
+
+    def _corrected(self, variant: Variant, of_model: float, at: int) -> float:
+        """Log correction of the run's median span: the variant's own, leaning on its model's."""
+        of_variant = self._state.variants.get(self._label(variant))
+        if of_variant is None:
+            return of_model
+        share = of_variant.n / (of_variant.n + 3.0)
+        return of_model + share * (self._trust(of_variant, at) * of_variant.mean - of_model)
 
     def _expected_log_ratio(self, variant: Variant, at: int) -> float:
-        """Correction of the run's median span: the variant's own, leaning on its model's."""
-        of_model = self._state.models.get(variant.model)
-        if of_model is None:
+        correction = self._state.models.get(variant.model)
+        if correction is None:
             return 0.0
-        log_ratio = self._trust(of_model, at) * of_model.mean
-        of_variant = self._state.variants.get(variant.label)
-        if of_variant is not None:
-            share = of_variant.n / (of_variant.n + 3.0)
-            log_ratio += share * (self._trust(of_variant, at) * of_variant.mean - log_ratio)
-        return log_ratio
+        return self._corrected(variant, self._trust(correction, at) * correction.mean, at)
+
+    def _label(self, variant: Variant) -> str:
+        label = self._labels.get(variant)
+        if label is None:
+            label = self._labels[variant] = variant.label
+        return label
 
     def predict(self, snapshot: Snapshot, candidates: Sequence[Candidate]) -> Forecast:
         baseline = [self._remaining(flight, snapshot) for flight in snapshot.in_flight]
@@ -204,7 +244,7 @@ class SoloPredictor:
             self._score_handover(at, observation.started_at - observation.decided_at)
         memory = self.config.memory
         of_model.learn(log_ratio, at, self._trust(of_model, at), memory)
-        of_variant = state.variants.setdefault(variant.label, Correction(learned_at=at))
+        of_variant = state.variants.setdefault(self._label(variant), Correction(learned_at=at))
         of_variant.learn(log_ratio, at, self._trust(of_variant, at), memory)
         self._cache.pop(variant.model, None)
         state.version += 1
@@ -231,10 +271,9 @@ class SoloPredictor:
             del state.handovers[0]
         if state.version % 8 == 0:
             half_life_ns = self.config.half_life_s * NS_PER_S
-            ordered = sorted(
-                (value, 0.5 ** ((at - seen_at) / half_life_ns)) for seen_at, value in state.handovers
-            )
-            state.handover = tuple(_quantile(ordered, level) for level in LEVELS)
+            weighted = [(value, 0.5 ** ((at - seen_at) / half_life_ns)) for seen_at, value in state.handovers]
+            state.handover = tuple(weighted_quantiles(weighted, LEVELS))
+            self._cache.clear()
 
     def state(self) -> bytes:
         return msgspec.msgpack.encode(self._state)
@@ -254,8 +293,10 @@ class SoloPredictor:
     # --- inside ---------------------------------------------------------------------------------------
 
     def _trust(self, correction: Correction, at: int) -> float:
-        idle_s = max(0, at - correction.learned_at) / NS_PER_S
-        return float(0.5 ** (max(0.0, idle_s - 1.0) / self.config.half_life_s))
+        idle_ns = at - correction.learned_at - NS_PER_S
+        if idle_ns <= 0:
+            return 1.0
+        return float(0.5 ** (idle_ns / NS_PER_S / self.config.half_life_s))
 
     def _prior(self, variant: Variant) -> _Prior:
         prior = self._priors.get(variant)
@@ -273,7 +314,7 @@ class SoloPredictor:
         else:
             median_ns = profile.median_ns
             sigma = min(0.5, max(0.03, profile.spread_ns / profile.median_ns))
-        offsets = tuple(_normal_offset(level, sigma) for level in levels)
+        offsets = tuple(sigma * standard_normal(level) for level in levels)
         return _Prior(median_ns, sigma, offsets, spec.slo_percentile)
 
     def _unprofiled(self, spec: ModelSpec, variant: Variant) -> int:
@@ -299,8 +340,7 @@ class SoloPredictor:
         half_life_ns = self.config.half_life_s * NS_PER_S
         weighted = [(value, 0.5 ** ((at - seen_at) / half_life_ns)) for seen_at, value in ring]
         weighted += [(offset, PRIOR_WEIGHT / len(PRIOR_GRID)) for offset in self._prior_residuals(model)]
-        weighted.sort()
-        learned = [max(0.0, _quantile(weighted, level)) for level in levels]
+        learned = [max(0.0, value) for value in weighted_quantiles(weighted, levels)]
         learned[0] = prior[0]
         return tuple(learned)
 
@@ -316,41 +356,11 @@ def _preempted(observation: Observation) -> bool:
     return 0 < n_ended < observation.end_segment - observation.first_segment
 
 
-def _monotone(spans: list[int]) -> list[int]:
+def _monotone(spans: list[int]) -> tuple[int, ...]:
     """Make the fixed levels non-descending (the last column keeps its own level)."""
-    fixed = spans[:-1]
-    for i in range(1, len(fixed)):
-        fixed[i] = max(fixed[i], fixed[i - 1])
-    return [*fixed, max(spans[-1], fixed[0])]
-
-
-def _quantile(ordered: list[tuple[float, float]], level: float) -> float:
-    """Quantile of (value, weight) pairs in ascending order of value: the first value by which the share
-    `level` of all weight is reached."""
-    wanted = level * sum(weight for _, weight in ordered)
-    reached = 0.0
-    for value, weight in ordered:
-        reached += weight
-        if reached >= wanted:
-            return value
-    return ordered[-1][0]
-
-
-def _between(values: tuple[float, ...], level: float) -> float:
-    """A quantile at `level` from those at `LEVELS`, by linear interpolation; the outermost beyond them."""
-    for (low, at_low), (high, at_high) in pairwise(zip(LEVELS, values, strict=True)):
-        if level <= high:
-            return at_low + (at_high - at_low) * max(0.0, level - low) / (high - low)
-    return values[-1]
-
-
-def _normal_offset(level: float, sigma: float) -> float:
-    """Log offset of a log-normal quantile (Acklam-free: a few fixed levels by bisection of erf)."""
-    low, high = -8.0, 8.0
-    for _ in range(60):
-        middle = 0.5 * (low + high)
-        if 0.5 * (1.0 + math.erf(middle / math.sqrt(2.0))) < level:
-            low = middle
-        else:
-            high = middle
-    return sigma * low
+    for i in range(1, len(spans) - 1):
+        if spans[i] < spans[i - 1]:
+            spans[i] = spans[i - 1]
+    if spans[-1] < spans[0]:
+        spans[-1] = spans[0]
+    return tuple(spans)
