@@ -35,6 +35,8 @@ UNPROFILED_NS = 10_000_000
 UNPROFILED_SIGMA = 0.2
 PRIOR_GRID = (-1.64, -1.04, -0.67, -0.39, -0.13, 0.13, 0.39, 0.67, 1.04, 1.64, 2.33, 2.6)
 """Standard normal values that stand for a profile's spread among the residuals."""
+HANDOVER_EVERY = 32
+"""Dispatches after which the quantiles of the hand-over are renewed."""
 DECAY_STEP_NS = 50_000_000
 """Forgetting is evaluated on this grid of instants (ns), so that estimates can be cached in between."""
 
@@ -102,15 +104,15 @@ class _Prior:
 
 
 @dataclass(slots=True, kw_only=True)
-class _ModelSpans:
-    """Cached: how far a model's correction is believed, hand-over quantiles (ns), and spans by variant."""
+class _Shared:
+    """Cached: how far a model's correction is believed, hand-over quantiles (ns), the variants they went into."""
 
     trust: float
     mean: float
     waited: float
     late: list[float]
     offsets: tuple[float, ...] | None
-    spans: dict[Variant, tuple[int, ...]] = field(default_factory=dict)
+    variants: list[Variant] = field(default_factory=list)
 
 
 @dataclass(slots=True)
@@ -122,7 +124,9 @@ class SoloPredictor:
     _state: State = field(default_factory=State)
     _priors: dict[Variant, _Prior] = field(default_factory=dict)
     _labels: dict[Variant, str] = field(default_factory=dict)
-    _cache: dict[str, _ModelSpans] = field(default_factory=dict)
+    _spans: dict[Variant, tuple[int, ...]] = field(default_factory=dict)
+    _of_model: dict[str, _Shared] = field(default_factory=dict)
+    _smallest: dict[str, _Prior] = field(default_factory=dict)
     _cache_slot: int = -1
 
     @property
@@ -137,25 +141,37 @@ class SoloPredictor:
     def solo(self, variant: Variant, at: int) -> tuple[int, ...]:
         slot = at // DECAY_STEP_NS
         if slot != self._cache_slot:
-            self._cache.clear()
+            self._forget_cached()
             self._cache_slot = slot
-        of_model = self._cache.get(variant.model)
-        if of_model is None:
-            of_model = self._cache[variant.model] = self._model_spans(variant.model, slot * DECAY_STEP_NS)
-        spans = of_model.spans.get(variant)
+        spans = self._spans.get(variant)
         if spans is None:
-            spans = of_model.spans[variant] = self._solo(variant, of_model, slot * DECAY_STEP_NS)
+            of_model = self._of_model.get(variant.model)
+            if of_model is None:
+                of_model = self._of_model[variant.model] = self._shared(variant.model, slot * DECAY_STEP_NS)
+            spans = self._spans[variant] = self._solo(variant, of_model, slot * DECAY_STEP_NS)
+            of_model.variants.append(variant)
         return spans
 
-    def _model_spans(self, model: str, at: int) -> _ModelSpans:
+    def _forget_cached(self, model: str | None = None) -> None:
+        """Of one model, or of all."""
+        if model is None:
+            self._spans.clear()
+            self._of_model.clear()
+            return
+        of_model = self._of_model.pop(model, None)
+        if of_model is not None:
+            for variant in of_model.variants:
+                del self._spans[variant]
+
+    def _shared(self, model: str, at: int) -> _Shared:
         """What all variants of a model share until something is learned of it or forgotten."""
         state = self._state
-        prior = self._prior(self.profiles.spec(model).variants()[0])
+        prior = self._smallest_prior(model)
         correction = state.models.get(model)
         trust = 0.0 if correction is None else self._trust(correction, at)
         learned = state.offsets.get(model, prior.offsets)
         handover = (*state.handover, between(state.handover, prior.slo_level))
-        return _ModelSpans(
+        return _Shared(
             trust=trust,
             mean=0.0 if correction is None else trust * correction.mean,
             waited=handover[0],
@@ -163,7 +179,7 @@ class SoloPredictor:
             offsets=None if correction is None else learned,
         )
 
-    def _solo(self, variant: Variant, of_model: _ModelSpans, at: int) -> tuple[int, ...]:
+    def _solo(self, variant: Variant, of_model: _Shared, at: int) -> tuple[int, ...]:
         prior = self._prior(variant)
         log_ratio = 0.0 if of_model.offsets is None else self._corrected(variant, of_model.mean, at)
         median = prior.median_ns * math.exp(log_ratio)
@@ -246,7 +262,7 @@ class SoloPredictor:
         of_model.learn(log_ratio, at, self._trust(of_model, at), memory)
         of_variant = state.variants.setdefault(self._label(variant), Correction(learned_at=at))
         of_variant.learn(log_ratio, at, self._trust(of_variant, at), memory)
-        self._cache.pop(variant.model, None)
+        self._forget_cached(variant.model)
         state.version += 1
         return state.version
 
@@ -269,11 +285,11 @@ class SoloPredictor:
         state.handovers.append((at, float(waited_ns)))
         if len(state.handovers) > WINDOW:
             del state.handovers[0]
-        if state.version % 8 == 0:
+        if state.version % HANDOVER_EVERY == 0:
             half_life_ns = self.config.half_life_s * NS_PER_S
             weighted = [(value, 0.5 ** ((at - seen_at) / half_life_ns)) for seen_at, value in state.handovers]
             state.handover = tuple(weighted_quantiles(weighted, LEVELS))
-            self._cache.clear()
+            self._forget_cached()
 
     def state(self) -> bytes:
         return msgspec.msgpack.encode(self._state)
@@ -288,7 +304,7 @@ class SoloPredictor:
                 f"the learned state has format {decoded.format}, this version reads {STATE_FORMAT}"
             )
         self._state = decoded
-        self._cache.clear()
+        self._forget_cached()
 
     # --- inside ---------------------------------------------------------------------------------------
 
@@ -302,6 +318,12 @@ class SoloPredictor:
         prior = self._priors.get(variant)
         if prior is None:
             prior = self._priors[variant] = self._make_prior(variant)
+        return prior
+
+    def _smallest_prior(self, model: str) -> _Prior:
+        prior = self._smallest.get(model)
+        if prior is None:
+            prior = self._smallest[model] = self._prior(self.profiles.spec(model).variants()[0])
         return prior
 
     def _make_prior(self, variant: Variant) -> _Prior:
@@ -336,7 +358,7 @@ class SoloPredictor:
         """Log offsets of the quantiles from the weighted residuals, the profile's spread counted in."""
         spec = self.profiles.spec(model)
         levels = (*LEVELS, spec.slo_percentile)
-        prior = self._prior(spec.variants()[0]).offsets
+        prior = self._smallest_prior(model).offsets
         half_life_ns = self.config.half_life_s * NS_PER_S
         weighted = [(value, 0.5 ** ((at - seen_at) / half_life_ns)) for seen_at, value in ring]
         weighted += [(offset, PRIOR_WEIGHT / len(PRIOR_GRID)) for offset in self._prior_residuals(model)]
@@ -346,8 +368,7 @@ class SoloPredictor:
 
     def _prior_residuals(self, model: str) -> list[float]:
         """Residuals that the profile alone would make one expect, on a grid of levels."""
-        variant = self.profiles.spec(model).variants()[0]
-        sigma = self._prior(variant).sigma
+        sigma = self._smallest_prior(model).sigma
         return [sigma * z for z in PRIOR_GRID]
 
 

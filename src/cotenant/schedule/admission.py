@@ -16,8 +16,8 @@ from dataclasses import dataclass, field
 from heapq import heapreplace
 
 from cotenant.domain import NS_PER_MS, NS_PER_S, JobClass, Request, Variant
-from cotenant.schedule.plan import Chunk, chunks
-from cotenant.schedule.queue import NEVER, due
+from cotenant.schedule.plan import Chunk, chunks, paying_rows
+from cotenant.schedule.queue import NEVER, DeadlineQueue, due
 from cotenant.schedule.view import View
 
 
@@ -60,6 +60,7 @@ class Admission:
     """Admission by predicted completion, with the probes that keep it honest. One per policy instance."""
 
     probed_at: dict[str, int] = field(default_factory=dict)
+    _most: dict[str, tuple[int, int]] = field(default_factory=dict)
     _chunks: dict[str, tuple[int, int, list[Chunk]]] = field(default_factory=dict)
 
     def admit(self, view: View, request: Request) -> Verdict:
@@ -71,6 +72,8 @@ class Admission:
         variant = view.specs[request.model].bucket(request.rows, request.axes)
         alone = view.median(variant)
         backlog = self._backlog(view, request.job_class)
+        if not backlog and min(frees) + alone <= deadline:
+            return ADMITTED
         position = bisect_right(backlog, deadline, key=lambda chunk: chunk.due_at)
         newcomer = Chunk(
             deadline, self._marginal(view, request, variant), 1, request.model, request.job_class
@@ -109,11 +112,18 @@ class Admission:
                 continue
             cached = self._chunks.get(queue.model)
             if cached is None or cached[0] != queue.version or cached[1] != slot:
-                cached = (queue.version, slot, chunks(view, queue))
+                cached = (queue.version, slot, chunks(view, queue, self._most_rows(view, queue, slot)))
                 self._chunks[queue.model] = cached
             merged += cached[2]
         merged.sort(key=lambda chunk: (chunk.due_at, chunk.model))
         return merged
+
+    def _most_rows(self, view: View, queue: DeadlineQueue, slot: int) -> int:
+        known = self._most.get(queue.model)
+        if known is None or known[0] != slot:
+            rows = paying_rows(view, view.specs[queue.model], next(iter(queue)).axes)
+            known = self._most[queue.model] = (slot, rows)
+        return known[1]
 
     @staticmethod
     def _marginal(view: View, request: Request, variant: Variant) -> int:

@@ -195,10 +195,9 @@ class Chunk:
     job_class: JobClass
 
 
-def chunks(view: View, queue: DeadlineQueue) -> list[Chunk]:
-    """The queue cut into the batches it would run as, in order."""
+def chunks(view: View, queue: DeadlineQueue, most: int) -> list[Chunk]:
+    """The queue cut into the batches of at most `most` rows that it would run as, in order."""
     spec = view.specs[queue.model]
-    most = paying_rows(view, spec, next(iter(queue)).axes)
     result: list[Chunk] = []
     axes: Axes = ()
     rows, n, due_at = 0, 0, NEVER

@@ -26,6 +26,10 @@ class DeadlineQueue:
         self.fifo = fifo
         self.version = 0
         self.rows = 0
+        self.head_due = NEVER
+        """Earliest deadline in the queue, `NEVER` when empty or first-come-first-served."""
+        self.job_class = JobClass.BEST_EFFORT
+        """The most important class that waits here."""
         self._seq = 0
         self._entries: list[tuple[int, int, Request]] = []
         self._keys: dict[str, tuple[int, int]] = {}
@@ -36,19 +40,6 @@ class DeadlineQueue:
 
     def __iter__(self) -> Iterator[Request]:
         return (entry[2] for entry in self._entries)
-
-    @property
-    def head_due(self) -> int:
-        """Earliest deadline in the queue, `NEVER` when empty or first-come-first-served."""
-        return self._entries[0][0] if self._entries and not self.fifo else NEVER
-
-    @property
-    def job_class(self) -> JobClass:
-        """The most important class that waits here."""
-        for job_class, count in self._per_class.items():
-            if count:
-                return job_class
-        return JobClass.BEST_EFFORT
 
     def push(self, request: Request) -> None:
         """Add a request; its id must not wait here already."""
@@ -85,3 +76,9 @@ class DeadlineQueue:
         self.version += 1
         self.rows += sign * request.rows
         self._per_class[request.job_class] += sign
+        self.head_due = self._entries[0][0] if self._entries and not self.fifo else NEVER
+        if sign > 0:
+            self.job_class = min(self.job_class, request.job_class)
+        elif not self._per_class[self.job_class]:
+            waiting = [job_class for job_class, count in self._per_class.items() if count]
+            self.job_class = min(waiting, default=JobClass.BEST_EFFORT)

@@ -135,9 +135,11 @@ class Scheduler:
         """The instant by which a `Wakeup` is wanted, unless an event comes sooner."""
         wake = NEVER if self._wake_at is None else self._wake_at
         for queue in self.view.waiting():
-            wake = min(wake, queue.head_due + 1)
+            if queue.head_due < wake:
+                wake = queue.head_due + 1
         for flight in self.view.flights.values():
-            wake = min(wake, flight.hang_at)
+            if flight.hang_at < wake:
+                wake = flight.hang_at
         return None if wake >= NEVER else wake
 
     def _begin(self, at: int) -> None:
@@ -197,8 +199,11 @@ class Scheduler:
         self._actions.append(Settle(outcome))
 
     def _expire(self) -> None:
+        at = self.view.at
         for queue in self.view.waiting():
-            for request in queue.expire(self.view.at):
+            if queue.head_due >= at:
+                continue
+            for request in queue.expire(at):
                 self._settle(request, OutcomeKind.EXPIRED, "deadline passed: while it waited")
 
     def _cancel(self, request_id: str, reason: str) -> None:
