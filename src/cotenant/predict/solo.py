@@ -105,7 +105,7 @@ class _Prior:
 
 @dataclass(slots=True, kw_only=True)
 class _Shared:
-    """Cached: how far a model's correction is believed, hand-over quantiles (ns), the variants they went into."""
+    """Cached of a model: trust in its correction, hand-over quantiles (ns), variants that these went into."""
 
     trust: float
     mean: float
