@@ -243,7 +243,11 @@ class Outcome(Struct, frozen=True, kw_only=True, gc=False):
 
 
 class Arrival(Struct, frozen=True, tag=True, gc=False):
+    """A request, and those that were taken in together with it: each is admitted in turn, then one plan is
+    made for all."""
+
     request: Request
+    others: tuple[Request, ...] = ()
 
 
 class Started(Struct, frozen=True, tag=True, gc=False):

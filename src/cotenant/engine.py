@@ -104,6 +104,7 @@ class Engine:
         self._log = log
         self._clock = clock
         self._calls: dict[str, _Call] = {}
+        self._incoming: list[Request] = []
         self._payloads: dict[str, Tensors] = {}
         self._results: dict[str, Tensors] = {}
         self._recent: OrderedDict[str, Outcome] = OrderedDict()
@@ -139,6 +140,7 @@ class Engine:
     async def drain(self, limit_s: float) -> None:
         """Refuse what arrives from now on, and wait until what was admitted has ended or the limit passed."""
         self._draining = True
+        self._take_in()
         self._post(Command("drain"))
         until = self._clock.now() + int(limit_s * NS_PER_S)
         while self._calls and self._clock.now() < until:
@@ -201,10 +203,21 @@ class Engine:
         )
         self._calls[call_id] = _Call(inputs, reply)
         self._payloads[call_id] = inputs
-        self._post(Arrival(request))
+        if not self._incoming:
+            self._running_loop().call_soon(self._take_in)
+        self._incoming.append(request)
+
+    def _take_in(self) -> None:
+        """Offer what was submitted during one turn of the loop as one event: under load one plan then serves
+        many requests, and they make larger batches."""
+        if self._incoming:
+            first, *others = self._incoming
+            self._incoming.clear()
+            self._post(Arrival(first, tuple(others)))
 
     def cancel(self, call_id: str) -> None:
         """Drop the call if it still waits; running work goes on."""
+        self._take_in()
         if call_id in self._calls:
             self._post(Cancel(call_id))
 
@@ -260,10 +273,13 @@ class Engine:
             return
         if self._timer is not None:
             self._timer.cancel()
-        assert self._loop is not None, "start() first"
         delay_s = max(0, wake_at - self._clock.now()) / NS_PER_S
         self._timer_at = wake_at
-        self._timer = self._loop.call_later(delay_s, self._woken)
+        self._timer = self._running_loop().call_later(delay_s, self._woken)
+
+    def _running_loop(self) -> asyncio.AbstractEventLoop:
+        assert self._loop is not None, "start() first"
+        return self._loop
 
     def _woken(self) -> None:
         self._timer = None

@@ -61,6 +61,7 @@ class Admission:
 
     probed_at: dict[str, int] = field(default_factory=dict)
     _most: dict[str, tuple[int, int]] = field(default_factory=dict)
+    _dearest: dict[str, tuple[int, int]] = field(default_factory=dict)
     _chunks: dict[str, tuple[int, int, list[Chunk]]] = field(default_factory=dict)
 
     def admit(self, view: View, request: Request) -> Verdict:
@@ -71,9 +72,9 @@ class Admission:
             return ADMITTED
         variant = view.specs[request.model].bucket(request.rows, request.axes)
         alone = view.median(variant)
-        backlog = self._backlog(view, request.job_class)
-        if not backlog and min(frees) + alone <= deadline:
+        if self._all_fits(view, request, min(frees) + alone):
             return ADMITTED
+        backlog = self._backlog(view, request.job_class)
         position = bisect_right(backlog, deadline, key=lambda chunk: chunk.due_at)
         newcomer = Chunk(
             deadline, self._marginal(view, request, variant), 1, request.model, request.job_class
@@ -102,6 +103,25 @@ class Admission:
             return False
         self.probed_at[request.model] = view.at
         return True
+
+    def _all_fits(self, view: View, request: Request, finish_at: int) -> bool:
+        """Whether everything that waits would end by the earliest deadline even if one lane ran it all, row
+        by row: then nothing needs to be weighed. `finish_at`: when the newcomer would end with no backlog."""
+        earliest = due(request)
+        slot = view.at // (100 * NS_PER_MS)
+        for queue in view.waiting():
+            if queue.job_class <= request.job_class:
+                finish_at += queue.rows * self._row_ns(view, queue.model, slot)
+                earliest = min(earliest, queue.head_due)
+        return finish_at <= earliest
+
+    def _row_ns(self, view: View, model: str, slot: int) -> int:
+        """The longest median span of the model's variants per row they hold (ns)."""
+        known = self._dearest.get(model)
+        if known is None or known[0] != slot:
+            spans = [view.median(variant) // variant.rows for variant in view.specs[model].variants()]
+            known = self._dearest[model] = (slot, max(spans))
+        return known[1]
 
     def _backlog(self, view: View, job_class: JobClass) -> list[Chunk]:
         """Every batch that waits, of this class or a more important one, in order of deadline."""

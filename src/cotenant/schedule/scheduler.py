@@ -103,8 +103,10 @@ class Scheduler:
         """The actions that follow from `event` at the instant `at` (never earlier than the last one)."""
         self._begin(at)
         match event:
-            case Arrival(request):
+            case Arrival(request, others):
                 self._arrive(request)
+                for other in others:
+                    self._arrive(other)
             case Completion():
                 self._complete(event)
             case Started(dispatch_id, started_at):
