@@ -8,8 +8,9 @@ sent. The generator reports its own lateness and CPU time, so that a slow genera
 from __future__ import annotations
 
 import asyncio
+from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -71,22 +72,32 @@ async def run_bench(
 ) -> dict[str, Any]:
     """Offer the scenario's load to the server; returns the run report. Takes its duration and at most
     `drain_s` more. Raises ValueError when the server cannot be reached or lacks a model."""
+    session = await open_session(
+        url, scenario, scale=scale, capacity_per_s=capacity_per_s, policy=policy, progress=progress
+    )
+    await session.offer(0.0, scenario.load.duration_s, drain_s)
+    return await session.report()
+
+
+async def open_session(
+    url: str,
+    scenario: Scenario,
+    *,
+    scale: float | None = None,
+    capacity_per_s: float | None = None,
+    policy: str = "live",
+    progress: Callable[[int, int], None] | None = None,
+) -> Session:
+    """Ask the server what it serves and draw the load. Raises ValueError as `run_bench` does."""
     targets = await find_targets(url, scenario)
     at, which = arrivals(scenario, scale=scale, capacity_per_s=capacity_per_s)
-    before = await server_facts(url)
-    cpu_before = process_cpu_s()
-    load = OpenLoop(url, targets, at.tolist(), which.tolist(), progress)
-    clock = MonotonicClock()
-    began = clock.now()
-    records = await load.run(drain_s)
-    wall_s = (clock.now() - began) / NS_PER_S
-    cpu_s = process_cpu_s() - cpu_before
-    after = await server_facts(url)
-    lateness = np.asarray(load.late_ns, float) / NS_PER_MS
-    facts = RunFacts(
-        policy=policy,
-        seed=scenario.load.seed,
-        duration_s=scenario.load.duration_s,
+    return Session(
+        url=url,
+        scenario=scenario,
+        targets=targets,
+        at=at.tolist(),
+        which=which.tolist(),
+        before=await server_facts(url),
         config={
             "url": url,
             "policy": policy,
@@ -94,21 +105,67 @@ async def run_bench(
             "capacity_per_s": capacity_per_s,
             "simulated": False,
         },
-        device={"kind": scenario.device.kind},
-        wall_s=wall_s,
-        solo_ms={t.name: t.solo_ms for t in targets if t.solo_ms is not None},
-        extra={
-            "generator": {
-                "lateness_ms": {
-                    "p50": _percentile(lateness, 50),
-                    "p99": _percentile(lateness, 99),
-                    "max": _percentile(lateness, 100),
-                },
-                "cpu_us_per_request": 1e6 * cpu_s / max(1, len(records)),
-            }
-        },
+        progress=progress,
     )
-    return {**build_report(records, facts), **_from_server(before, after, facts.duration_s)}
+
+
+@dataclass(kw_only=True)
+class Session:
+    """One run of the scenario's load, in one piece or in several, between which the server rests."""
+
+    url: str
+    scenario: Scenario
+    targets: Sequence[Target]
+    at: list[int]
+    which: list[int]
+    before: ServerFacts
+    config: dict[str, Any]
+    progress: Callable[[int, int], None] | None = None
+    records: list[RequestRecord] = field(default_factory=list)
+    late_ns: list[int] = field(default_factory=list)
+    cpu_s: float = 0.0
+    wall_s: float = 0.0
+
+    async def offer(self, from_s: float, to_s: float, drain_s: float) -> None:
+        """Send what arrives in [from_s, to_s) of the load; wait at most `drain_s` for the last answers."""
+        origin = int(from_s * NS_PER_S)
+        first, last = bisect_left(self.at, origin), bisect_left(self.at, int(to_s * NS_PER_S))
+        at = [instant - origin for instant in self.at[first:last]]
+        load = OpenLoop(self.url, self.targets, at, self.which[first:last], self.progress)
+        clock = MonotonicClock()
+        began, cpu_before = clock.now(), process_cpu_s()
+        self.records += await load.run(drain_s)
+        self.wall_s += (clock.now() - began) / NS_PER_S
+        self.cpu_s += process_cpu_s() - cpu_before
+        self.late_ns += load.late_ns
+
+    async def report(self) -> dict[str, Any]:
+        """The run report over everything offered so far."""
+        after = await server_facts(self.url)
+        lateness = np.asarray(self.late_ns, float) / NS_PER_MS
+        facts = RunFacts(
+            policy=self.config["policy"],
+            seed=self.scenario.load.seed,
+            duration_s=self.scenario.load.duration_s,
+            config=self.config,
+            device={"kind": self.scenario.device.kind},
+            wall_s=self.wall_s,
+            solo_ms={t.name: t.solo_ms for t in self.targets if t.solo_ms is not None},
+            extra={
+                "generator": {
+                    "lateness_ms": {
+                        "p50": _percentile(lateness, 50),
+                        "p99": _percentile(lateness, 99),
+                        "max": _percentile(lateness, 100),
+                    },
+                    "cpu_us_per_request": 1e6 * self.cpu_s / max(1, len(self.records)),
+                }
+            },
+        )
+        return {
+            **build_report(self.records, facts),
+            **_from_server(self.before, after, facts.duration_s),
+        }
 
 
 def _from_server(before: ServerFacts, after: ServerFacts, duration_s: float) -> dict[str, Any]:

@@ -25,14 +25,16 @@ from cotenant.assemble import places, prepare
 from cotenant.clock import MonotonicClock
 from cotenant.config import Scenario, load_scenario
 from cotenant.domain import NS_PER_S
-from cotenant.experiment.bench import measure_capacity, run_bench
+from cotenant.experiment.bench import measure_capacity, open_session
 from cotenant.experiment.tables import number, share, show_profiles
 
 POLICIES = ("fcfs", "exclusive_edf", "default")
 SCALES = (1.2, 1.0, 0.8, 0.5)
 """In this order: a shared machine that rests during light load is faster for some seconds afterwards, and
 would then not be overloaded at 1.2 times the capacity that it can keep up."""
+CAPACITY_POLICY = "deferred_edf-no-rejection"
 START_LIMIT_S = 60.0
+DRAIN_S = 3.0
 CAPACITY_S = 6.0
 CAPACITY_WARM_S = 8.0
 """Saturation before the capacity is counted (s): many machines, shared ones above all, are faster for the
@@ -60,10 +62,13 @@ async def run_demo(console: Console, *, seconds: float, store: Path | None, plot
     await asyncio.to_thread(_profile, console, scenario, store)
     console.print(f"{elapsed()} starting a server for each of {', '.join(POLICIES)}", highlight=False)
     async with AsyncExitStack() as stack:
-        urls = await asyncio.gather(*(stack.enter_async_context(server(p, store)) for p in POLICIES))
-        capacity = await measure_capacity(
-            urls[POLICIES.index("default")], scenario, seconds=CAPACITY_S, warm_s=CAPACITY_WARM_S
+        saturated = await stack.enter_async_context(AsyncExitStack())
+        *urls, url = await asyncio.gather(
+            *(stack.enter_async_context(server(policy, store)) for policy in POLICIES),
+            saturated.enter_async_context(server(CAPACITY_POLICY, store)),
         )
+        capacity = await measure_capacity(url, scenario, seconds=CAPACITY_S, warm_s=CAPACITY_WARM_S)
+        await saturated.aclose()
         console.print(
             f"{elapsed()} capacity of this machine with this mix: [bold]{capacity:.0f} requests/s[/]",
             highlight=False,
@@ -129,18 +134,24 @@ async def server(policy: str, store: Path | None) -> AsyncIterator[str]:
 async def _compare(
     console: Console, scenario: Scenario, urls: Mapping[str, str], capacity: float
 ) -> list[dict[str, Any]]:
-    """The same seeded load to every policy at every scale, the policies taking turns."""
+    """The same seeded load to every policy at every scale, half of it in one order of the policies and half
+    in the other: a machine that becomes slower or faster meanwhile favours none."""
     runs: list[dict[str, Any]] = []
+    middle, end = scenario.load.duration_s / 2, scenario.load.duration_s
     with Live(_table(runs, None), console=console, refresh_per_second=4) as live:
         for scale in SCALES:
-            for policy, url in urls.items():
-                now = (scale, policy)
-                live.update(_table(runs, now))
-                report = await run_bench(
-                    url, scenario, scale=scale, capacity_per_s=capacity, policy=policy, drain_s=3.0
-                )
-                runs.append({"scale": scale, **report})
-                live.update(_table(runs, None))
+            sessions = [
+                await open_session(url, scenario, scale=scale, capacity_per_s=capacity, policy=policy)
+                for policy, url in urls.items()
+            ]
+            turns = [(session, 0.0, middle) for session in sessions]
+            turns += [(session, middle, end) for session in reversed(sessions)]
+            for session, from_s, to_s in turns:
+                live.update(_table(runs, (scale, session.config["policy"])))
+                await session.offer(from_s, to_s, DRAIN_S)
+            for session in sessions:
+                runs.append({"scale": scale, **await session.report()})
+            live.update(_table(runs, None))
     return sorted(runs, key=lambda run: run["scale"])
 
 

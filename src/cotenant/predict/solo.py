@@ -79,6 +79,7 @@ class State(msgspec.Struct):
     scored_at: dict[str, int] = msgspec.field(default_factory=dict)
     handovers: list[tuple[int, float]] = msgspec.field(default_factory=list)
     handover: tuple[float, ...] = (0.0,) * len(LEVELS)
+    handover_at: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -170,7 +171,9 @@ class SoloPredictor:
         correction = state.models.get(model)
         trust = 0.0 if correction is None else self._trust(correction, at)
         learned = state.offsets.get(model, prior.offsets)
-        handover = (*state.handover, between(state.handover, prior.slo_level))
+        trust_handover = self._faded(at - state.handover_at)
+        handover = [trust_handover * value for value in state.handover]
+        handover.append(between(handover, prior.slo_level))
         return _Shared(
             trust=trust,
             mean=0.0 if correction is None else trust * correction.mean,
@@ -243,10 +246,12 @@ class SoloPredictor:
     # --- Learner --------------------------------------------------------------------------------------
 
     def learn(self, observation: Observation) -> int | None:
-        span = observation.ended_at - observation.started_at
-        if span <= 0 or observation.started_at < observation.decided_at or not self.config.learns:
-            self._state.n_refused += span <= 0
+        if not self.config.learns:
             return None
+        if not _possible(observation):
+            self._state.n_refused += 1
+            return None
+        span = observation.ended_at - observation.started_at
         if _preempted(observation):
             return None  # how much of the work was done is not known to this predictor
         variant, at, state = observation.variant, observation.ended_at, self._state
@@ -281,13 +286,17 @@ class SoloPredictor:
             state.offsets[model] = self._learned_offsets(model, ring, at)
 
     def _score_handover(self, at: int, waited_ns: int) -> None:
+        """Remember a hand-over; now and then renew the quantiles, in which no wait at all has the weight of
+        `PRIOR_WEIGHT` hand-overs, so that a lone slow one at the start does not set them."""
         state = self._state
+        state.handover_at = at
         state.handovers.append((at, float(waited_ns)))
         if len(state.handovers) > WINDOW:
             del state.handovers[0]
         if state.version % HANDOVER_EVERY == 0:
             half_life_ns = self.config.half_life_s * NS_PER_S
             weighted = [(value, 0.5 ** ((at - seen_at) / half_life_ns)) for seen_at, value in state.handovers]
+            weighted.append((0.0, PRIOR_WEIGHT))
             state.handover = tuple(weighted_quantiles(weighted, LEVELS))
             self._forget_cached()
 
@@ -309,10 +318,13 @@ class SoloPredictor:
     # --- inside ---------------------------------------------------------------------------------------
 
     def _trust(self, correction: Correction, at: int) -> float:
-        idle_ns = at - correction.learned_at - NS_PER_S
-        if idle_ns <= 0:
+        return self._faded(at - correction.learned_at)
+
+    def _faded(self, idle_ns: int) -> float:
+        """How much of what was learned is still believed after a time without observations (0..1)."""
+        if idle_ns <= NS_PER_S:
             return 1.0
-        return float(0.5 ** (idle_ns / NS_PER_S / self.config.half_life_s))
+        return float(0.5 ** ((idle_ns - NS_PER_S) / NS_PER_S / self.config.half_life_s))
 
     def _prior(self, variant: Variant) -> _Prior:
         prior = self._priors.get(variant)
@@ -370,6 +382,13 @@ class SoloPredictor:
         """Residuals that the profile alone would make one expect, on a grid of levels."""
         sigma = self._smallest_prior(model).sigma
         return [sigma * z for z in PRIOR_GRID]
+
+
+def _possible(observation: Observation) -> bool:
+    """Whether the instants are finite and in order and there was anything to run."""
+    decided, started, ended = observation.decided_at, observation.started_at, observation.ended_at
+    in_order = decided <= started < ended  # false where one is not a number
+    return in_order and math.isfinite(ended) and observation.first_segment < observation.end_segment
 
 
 def _preempted(observation: Observation) -> bool:

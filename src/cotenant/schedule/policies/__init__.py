@@ -15,8 +15,9 @@ POLICIES: dict[str, Callable[[], Policy]] = {
     "exclusive_edf": ExclusiveEdf,
     "deferred_edf": DeferredEdf,
     "k_edf": KEdf,
+    "deferred_edf-no-rejection": lambda: DeferredEdf(rejects=False, name="deferred_edf-no-rejection"),
 }
-"""Name -> factory with the default settings."""
+"""Name -> factory with the default settings. The last one measures saturated capacity."""
 
 DEFAULT = "deferred_edf"
 """What `default`, the policy that the server ships with, resolves to."""
