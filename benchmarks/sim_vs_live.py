@@ -25,7 +25,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from cotenant.assemble import Prepared, measure_coruns, places, prepare
+from cotenant.assemble import Prepared, measure_coruns, prepare
+from cotenant.catalogue import places
 from cotenant.config import Scenario, load_scenario
 from cotenant.experiment.live import live_capacity, run_live
 from cotenant.experiment.simulated import SimulatedDevice, simulate, simulated_device

@@ -5,23 +5,30 @@ The only place that reads the environment and names concrete classes across pack
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from msgspec import structs
 
-from cotenant import zoo
+from cotenant.catalogue import (
+    ConfiguredModels,
+    Places,
+    file_if_there,
+    locate,
+    settings_of,
+    settled,
+    solo_ns,
+)
 from cotenant.clock import Clock, MonotonicClock
-from cotenant.config import ConfigError, ModelConfig, Scenario
+from cotenant.config import ConfigError, Scenario
 from cotenant.domain import NS_PER_MS, ModelMetadata, ModelSpec
 from cotenant.drive import Log
 from cotenant.engine import Engine
 from cotenant.execute.lanes import available_cores, lane_layout
 from cotenant.execute.onnx import OnnxExecutor
-from cotenant.execute.onnx_model import ModelSettings, example_inputs, inspect
+from cotenant.execute.onnx_model import example_inputs, inspect
+from cotenant.execute.onnx_session import without_paths
 from cotenant.ports import Executor, LaneInfo, Observer
 from cotenant.predict.solo import SoloPredictor
 from cotenant.profile.drive_lanes import LaneDriver, MeasureError
@@ -53,29 +60,6 @@ def no_progress(what: str, done: int, total: int) -> None:
     """Progress that nobody watches."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Places:
-    """Where things are kept."""
-
-    cache: Path
-    """Zoo models."""
-    store: Path
-    """Profiles, learned state, logs."""
-
-    @property
-    def profiles(self) -> Path:
-        """The profile database."""
-        return self.store / "profiles.sqlite"
-
-
-def places(store: Path | None = None) -> Places:
-    """Folders by the XDG rules; `store` overrides the state folder (`--store DIR`)."""
-    home = Path.home()
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or home / ".cache") / "cotenant"
-    state = Path(os.environ.get("XDG_STATE_HOME") or home / ".local" / "state") / "cotenant"
-    return Places(cache=cache, store=store or state)
-
-
 @dataclass(slots=True, kw_only=True)
 class Prepared:
     """A device with its models loaded and profiled."""
@@ -98,13 +82,6 @@ class Prepared:
         return {spec.name: solo_ns(self.profiles, spec) / NS_PER_MS for spec in self.specs}
 
 
-def solo_ns(profiles: StoredProfiles, spec: ModelSpec) -> int:
-    """Solo median of a model at batch 1 (ns), at its largest axes: a relative SLO then leaves every declared
-    shape at least as many times its own solo median."""
-    largest = [variant for variant in spec.variants() if variant.rows == spec.row_buckets[0]][-1]
-    return profiles.solo(largest).median_ns
-
-
 def cpu_lanes(scenario: Scenario) -> tuple[LaneInfo, ...]:
     """The lanes of the host CPU that the scenario asks for."""
     if scenario.device.kind != "cpu":
@@ -116,41 +93,6 @@ def cpu_lanes(scenario: Scenario) -> tuple[LaneInfo, ...]:
     return lane_layout(scenario.device.lanes or min(DEFAULT_CPU_LANES, n_cores), n_cores)
 
 
-def locate(model: ModelConfig, scenario: Scenario, where: Places) -> Path:
-    """The model file of a source; zoo models are made if they are not there. Raises ConfigError."""
-    scheme, colon, rest = model.source.partition(":")
-    if not colon:
-        path = scenario.folder / model.source
-        if not path.is_file():
-            raise ConfigError(f"{scenario.path}: [[model]] {model.name!r} source: there is no file {path}")
-        return path
-    if scheme == "zoo":
-        try:
-            return zoo.ensure(rest, where.cache / "zoo")
-        except ValueError as error:
-            raise ConfigError(f"{scenario.path}: [[model]] {model.name!r} source: {error}") from error
-    raise ConfigError(
-        f"{scenario.path}: [[model]] {model.name!r} source: {model.source!r} cannot be served on this CPU "
-        "by this version; use zoo:NAME or the path of an .onnx file"
-    )
-
-
-def settings_of(model: ModelConfig, solo: int | None = None) -> ModelSettings:
-    """How a model is served; with `solo` (ns, batch 1) a relative SLO is resolved."""
-    slos = [model.slo_ms * NS_PER_MS] if model.slo_ms is not None else []
-    if model.slo_scale is not None and solo is not None:
-        slos.append(model.slo_scale * solo)
-    zoo_name = model.source.removeprefix("zoo:")
-    return ModelSettings(
-        name=model.name,
-        slo_ns=int(max(slos)) if slos else None,
-        slo_percentile=model.slo_percentile,
-        job_class=model.job_class,
-        max_batch=model.max_batch,
-        buckets=dict(model.buckets) or zoo.DEFAULT_BUCKETS.get(zoo_name, {}),
-    )
-
-
 def prepare(
     scenario: Scenario, where: Places, *, progress: Progress = no_progress, budget: Budget | None = None
 ) -> Prepared:
@@ -158,11 +100,13 @@ def prepare(
 
     Blocks for seconds. A model that cannot be loaded is left out, with the reason in `failed`; when none can
     be loaded the first reason is raised."""
-    executor = OnnxExecutor(MonotonicClock(), cpu_lanes(scenario), source=_source(scenario, where))
+    lanes = cpu_lanes(scenario)
+    device = cpu_fingerprint(lanes, len(available_cores()))
+    executor = OnnxExecutor(MonotonicClock(), lanes, ConfiguredModels(scenario, where, device))
     prepared = Prepared(
         scenario=scenario,
         executor=executor,
-        device=cpu_fingerprint(executor.lanes, len(available_cores())),
+        device=device,
         metadata={},
         sources={},
         profiles=StoredProfiles([], []),
@@ -187,7 +131,9 @@ def prepare(
         raise
     for model in scenario.models:
         if model.name in prepared.metadata:
-            _resolve_slo(prepared, model)
+            metadata = settled(prepared.metadata[model.name], model, prepared.profiles)
+            prepared.metadata[model.name] = metadata
+            prepared.profiles.add(metadata.spec, [])
     return prepared
 
 
@@ -283,7 +229,7 @@ def _stored_profile(scenario: Scenario, where: Places) -> ScenarioProfile | None
     sources: dict[str, str] = {}
     with ProfileStore(where.profiles) as store:
         for model in scenario.models:
-            path = _file_if_there(model, scenario, where)
+            path = file_if_there(model, scenario, where)
             if path is None:
                 return None
             spec = inspect(path, settings_of(model)).spec
@@ -298,51 +244,6 @@ def _stored_profile(scenario: Scenario, where: Places) -> ScenarioProfile | None
     if overhead_ns is None or (len(lanes) > 1 and len(pairs) < len(specs) ** 2):
         return None
     return scenario_profile(device, specs, records, pairs, overhead_ns)
-
-
-def _file_if_there(model: ModelConfig, scenario: Scenario, where: Places) -> Path | None:
-    scheme, colon, rest = model.source.partition(":")
-    if not colon:
-        path = scenario.folder / model.source
-    elif scheme == "zoo":
-        path = zoo.path_of(rest, where.cache / "zoo")
-    else:
-        return None
-    return path if path.is_file() else None
-
-
-def with_slo(spec: ModelSpec, model: ModelConfig, profiles: StoredProfiles) -> ModelSpec:
-    """The spec with the scenario's SLO, class and percentile; a relative SLO is resolved."""
-    settings = settings_of(model, solo_ns(profiles, spec))
-    return structs.replace(
-        spec,
-        slo_ns=settings.slo_ns,
-        slo_percentile=settings.slo_percentile,
-        job_class=settings.job_class,
-    )
-
-
-def _resolve_slo(prepared: Prepared, model: ModelConfig) -> None:
-    """Now that the solo median is known, fix the SLO of a model that gives it as a multiple."""
-    before = prepared.metadata[model.name]
-    spec = with_slo(before.spec, model, prepared.profiles)
-    solo = solo_ns(prepared.profiles, spec)
-    prepared.metadata[model.name] = structs.replace(before, spec=spec, solo_ns=solo)
-    prepared.profiles.add(spec, [])
-
-
-def _source(scenario: Scenario, where: Places) -> Callable[[str], tuple[ModelMetadata, Path]]:
-    """Finds a configured model when it is to be loaded again."""
-
-    def find(name: str) -> tuple[ModelMetadata, Path]:
-        try:
-            model = scenario.model(name)
-        except StopIteration:
-            raise ValueError(f"model {name!r} is not in the configuration") from None
-        path = locate(model, scenario, where)
-        return inspect(path, settings_of(model)), path
-
-    return find
 
 
 def make_scheduler(
@@ -373,10 +274,10 @@ def make_engine(
         learner=predictor,
         clock=clock or MonotonicClock(),
         metadata=prepared.metadata,
+        failed={name: without_paths(reason) for name, reason in prepared.failed.items()},
         observers=observers,
         log=log,
     )
-    engine.unavailable.update(prepared.failed)
     return engine
 
 

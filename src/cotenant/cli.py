@@ -49,7 +49,8 @@ def serve(
     store: StoreOption = None,
 ) -> None:
     """Run the server."""
-    from cotenant.assemble import places, prepare
+    from cotenant.assemble import prepare
+    from cotenant.catalogue import places
     from cotenant.host import HostConfig
     from cotenant.host import serve as host_serve
     from cotenant.schedule.policies import make_policy
@@ -79,7 +80,8 @@ def profile(
     store: StoreOption = None,
 ) -> None:
     """Measure the models of a config on this machine and store what was found; resumes where it stopped."""
-    from cotenant.assemble import measure_coruns, places, prepare
+    from cotenant.assemble import measure_coruns, prepare
+    from cotenant.catalogue import places
     from cotenant.profile.export import to_json
 
     if export is not None and not corun:
@@ -114,7 +116,8 @@ def simulate(
     store: StoreOption = None,
 ) -> None:
     """Run a scenario on a simulated device with the same scheduler; same report as `bench`."""
-    from cotenant.assemble import places, simulation_profile
+    from cotenant.assemble import simulation_profile
+    from cotenant.catalogue import places
     from cotenant.experiment.capacity import simulated_capacity
     from cotenant.experiment.simulated import simulate as run
     from cotenant.experiment.simulated import simulated_device

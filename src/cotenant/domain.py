@@ -306,13 +306,16 @@ class Device(Struct, frozen=True, tag=True, gc=False):
 
 
 class MaintenanceDone(Struct, frozen=True, tag=True, kw_only=True):
-    """The end of a `Maintain`. `spec` is set when a load made a model servable."""
+    """The end of a `Maintain`. A load that made a model servable brings its spec, its solo profiles as far
+    as they are known, and what its users see of it (None in simulation)."""
 
     maintenance_id: int
     kind: str
     model: str
     error: str | None = None
     spec: ModelSpec | None = None
+    profiles: tuple[SoloProfile, ...] = ()
+    metadata: ModelMetadata | None = None
 
 
 class Command(Struct, frozen=True, tag=True, gc=False):
@@ -424,6 +427,19 @@ class TensorSpec(Struct, frozen=True, kw_only=True):
     axes: tuple[str | None, ...]
     low: int | None = None
     high: int | None = None
+
+
+class SoloProfile(Struct, frozen=True, kw_only=True):
+    """Measured solo latency of a variant on a share of the device, in ns.
+
+    `quantiles_ns` pairs levels with spans, only for levels the `n_samples` can support."""
+
+    variant: Variant
+    share: float
+    median_ns: int
+    spread_ns: int
+    n_samples: int
+    quantiles_ns: tuple[tuple[float, int], ...] = ()
 
 
 class ModelMetadata(Struct, frozen=True, kw_only=True):

@@ -41,6 +41,12 @@ class Log(Protocol):
         ...
 
 
+def take_profiles(learner: Learner, event: Event) -> None:
+    """Before the scheduler hears of a newly loaded model, the learner does; also when a log is replayed."""
+    if isinstance(event, MaintenanceDone) and event.spec is not None:
+        learner.loaded(event.spec, event.profiles)
+
+
 class Drive:
     """Interprets actions for one device. Not thread-safe: everything runs on the deciding thread.
 
@@ -88,6 +94,7 @@ class Drive:
 
     def _step(self, event: Event) -> None:
         at = max(self._clock.now(), self.scheduler.view.at)
+        take_profiles(self._learner, event)
         began = self._stopwatch.now() if self._stopwatch else 0
         actions = self.scheduler.handle(event, at)
         if self._stopwatch:

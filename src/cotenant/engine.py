@@ -60,6 +60,17 @@ class ModelCounts:
     batches: dict[int, tuple[int, int]] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, slots=True)
+class ModelState:
+    """`READY`, `LOADING`, or `UNAVAILABLE` with the reason."""
+
+    state: str
+    reason: str = ""
+
+
+READY, LOADING = ModelState("READY"), ModelState("LOADING")
+
+
 @dataclass(slots=True)
 class _Call:
     """A call that has not been answered: its tensors and whom to tell."""
@@ -93,12 +104,16 @@ class Engine:
         learner: Learner,
         clock: Clock,
         metadata: Mapping[str, ModelMetadata],
+        failed: Mapping[str, str] | None = None,
         observers: Sequence[Observer] = (),
         log: Log | None = None,
     ) -> None:
+        """`failed`: configured models that could not be loaded, with the reason."""
         self.scheduler = scheduler
         self.models: dict[str, ModelMetadata] = dict(metadata)
-        self.unavailable: dict[str, str] = {}
+        self.states = dict.fromkeys(metadata, READY) | {
+            name: ModelState("UNAVAILABLE", reason) for name, reason in (failed or {}).items()
+        }
         self.counts: dict[str, ModelCounts] = {name: ModelCounts() for name in metadata}
         self._executor = executor
         self._log = log
@@ -222,7 +237,13 @@ class Engine:
             self._post(Cancel(call_id))
 
     def maintain(self, kind: str, model: str, done: Callable[[str | None], None]) -> None:
-        """Load or unload a model as scheduled work; `done(error)` on this loop."""
+        """Load or unload a model as scheduled work; `done(error)` on this loop. A model that is loaded anew
+        serves until the new one is there."""
+        self._take_in()
+        if kind == "load" and model not in self.models:
+            self.states[model] = LOADING
+        elif kind == "unload" and self.models.pop(model, None) is not None:
+            self.states[model] = ModelState("UNAVAILABLE", "unloaded")
         self._waiting.setdefault((kind, model), []).append(done)
         self._post(Command(kind, model))
 
@@ -303,10 +324,11 @@ class Engine:
             call.reply(outcome, outputs)
 
     def _maintained(self, event: MaintenanceDone) -> None:
-        if event.error is None:
-            self.unavailable.pop(event.model, None)
-        if event.kind == "unload":
-            self.models.pop(event.model, None)
+        if event.kind == "load" and event.metadata is not None:
+            self.models[event.model] = event.metadata
+        if event.kind == "load":
+            loaded = event.model in self.models
+            self.states[event.model] = READY if loaded else ModelState("UNAVAILABLE", event.error or "")
         for done in self._waiting.pop((event.kind, event.model), []):
             done(event.error)
 

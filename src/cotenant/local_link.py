@@ -42,12 +42,10 @@ class LocalLink:
         return self._engine.models
 
     def status(self) -> Sequence[ModelStatus]:
-        ready = [ModelStatus(name=name, state="READY") for name in self._engine.models]
-        failed = [
-            ModelStatus(name=name, state="UNAVAILABLE", reason=reason)
-            for name, reason in self._engine.unavailable.items()
+        return [
+            ModelStatus(name=name, state=found.state, reason=found.reason)
+            for name, found in self._engine.states.items()
         ]
-        return [*ready, *failed]
 
     def statistics(self) -> Sequence[ModelStatistics]:
         return [_statistics(name, counts) for name, counts in self._engine.counts.items()]

@@ -22,6 +22,7 @@ from cotenant.domain import (
     Outcome,
     Request,
     Snapshot,
+    SoloProfile,
     Variant,
 )
 
@@ -77,6 +78,10 @@ class Learner(Protocol):
     def learn(self, observation: Observation) -> int | None:
         """Score what was issued, calibrate, then learn. Returns the new version, or None if unchanged.
         Non-finite or impossible observations are refused, counted, and change nothing."""
+        ...
+
+    def loaded(self, spec: ModelSpec, profiles: Sequence[SoloProfile]) -> None:
+        """A model was loaded, or loaded anew: take these profiles, forget what was learned of it."""
         ...
 
     def state(self) -> bytes:
@@ -176,19 +181,6 @@ class Timers(Protocol):
         ...
 
 
-class SoloProfile(Struct, frozen=True, kw_only=True):
-    """Measured solo latency of a variant on a share of the device, in ns.
-
-    `quantiles_ns` pairs levels with spans, only for levels the `n_samples` can support."""
-
-    variant: Variant
-    share: float
-    median_ns: int
-    spread_ns: int
-    n_samples: int
-    quantiles_ns: tuple[tuple[float, int], ...] = ()
-
-
 class ProfileReader(Protocol):
     """Read access to measured profiles of one device."""
 
@@ -198,4 +190,12 @@ class ProfileReader(Protocol):
 
     def spec(self, model: str) -> ModelSpec:
         """The model's spec. Raises KeyError when unknown."""
+        ...
+
+
+class ProfileTable(ProfileReader, Protocol):
+    """Profiles that grow while models are loaded."""
+
+    def renew(self, spec: ModelSpec, profiles: Sequence[SoloProfile]) -> None:
+        """Replace what is known of a model."""
         ...

@@ -5,7 +5,7 @@ Shipped with the package and used by its own tests; production code never import
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from cotenant.domain import (
     NS_PER_MS,
@@ -30,11 +30,12 @@ from cotenant.domain import (
     Progress,
     Request,
     Settle,
+    SoloProfile,
     Started,
     Variant,
     Wakeup,
 )
-from cotenant.ports import LaneInfo, SoloProfile
+from cotenant.ports import LaneInfo
 from cotenant.predict.solo import SoloPredictor
 from cotenant.schedule.policies import make_policy
 from cotenant.schedule.scheduler import Scheduler
@@ -44,12 +45,19 @@ class TableProfiles:
     """Profiles from a table of medians in ms at batch 1; time grows by `per_row` of it for each more row."""
 
     def __init__(self, specs: Mapping[str, ModelSpec], solo_ms: Mapping[str, float], per_row: float = 0.6):
-        self._specs, self._solo_ms, self._per_row = specs, solo_ms, per_row
+        self._specs, self._solo_ms, self._per_row = dict(specs), solo_ms, per_row
+        self._renewed: dict[Variant, SoloProfile] = {}
+
+    def renew(self, spec: ModelSpec, profiles: Sequence[SoloProfile]) -> None:
+        self._specs[spec.name] = spec
+        self._renewed.update({profile.variant: profile for profile in profiles})
 
     def spec(self, model: str) -> ModelSpec:
         return self._specs[model]
 
     def solo(self, variant: Variant) -> SoloProfile:
+        if variant in self._renewed:
+            return self._renewed[variant]
         median = int(self._solo_ms[variant.model] * NS_PER_MS * (1 + self._per_row * (variant.rows - 1)))
         return SoloProfile(variant=variant, share=1.0, median_ns=median, spread_ns=median // 20, n_samples=30)
 

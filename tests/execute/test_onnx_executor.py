@@ -246,7 +246,9 @@ def test_an_unloaded_model_is_gone_and_can_come_back(rig, tmp_path, floats):
     rig.start("m", [{"x": floats(1, 5)}], 1)
     assert rig.completion().error == "m is not loaded"
     rig.executor.maintain(Maintain(id=2, kind="load", model="m"))
-    assert rig.next() == MaintenanceDone(maintenance_id=2, kind="load", model="m", spec=metadata.spec)
+    assert rig.next() == MaintenanceDone(
+        maintenance_id=2, kind="load", model="m", spec=metadata.spec, metadata=metadata
+    )
     rig.run("m", [{"x": floats(1, 5)}], 1)
 
 

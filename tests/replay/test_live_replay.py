@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from cotenant.assemble import places, prepare
+from cotenant.assemble import prepare
+from cotenant.catalogue import places
 from cotenant.config import Scenario, load_scenario
 from cotenant.experiment.live import run_live
 from cotenant.experiment.replaying import replay_log

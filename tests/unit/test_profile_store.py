@@ -9,8 +9,8 @@ import sys
 import msgspec
 import pytest
 
-from cotenant.domain import ModelSpec, Variant
-from cotenant.ports import LaneInfo, SoloProfile
+from cotenant.domain import ModelSpec, SoloProfile, Variant
+from cotenant.ports import LaneInfo
 from cotenant.profile.export import from_json, load_profile, scenario_profile, to_json
 from cotenant.profile.records import (
     DeviceFingerprint,

@@ -1,4 +1,4 @@
-"""The solo predictor keeps the contract of `Predictor` and `Learner`: pure, monotone, calibrated, forgetful."""
+"""The solo predictor keeps the contract of `Predictor` and `Learner`: pure, monotone, calibrated."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ from cotenant.domain import (
     Observation,
     Prediction,
     Snapshot,
+    SoloProfile,
     Variant,
 )
-from cotenant.ports import SoloProfile
 from cotenant.predict.solo import SoloConfig, SoloPredictor
 from cotenant.testing_chaos import TableProfiles
 

@@ -14,21 +14,63 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Protocol
 
+import numpy as np
 import onnxruntime as ort
 
 from cotenant.clock import Clock
-from cotenant.domain import Completion, Device, Dispatch, Event, Maintain, MaintenanceDone, ModelMetadata
-from cotenant.execute.batch import Array
+from cotenant.domain import (
+    Completion,
+    Device,
+    Dispatch,
+    Event,
+    Maintain,
+    MaintenanceDone,
+    ModelMetadata,
+    SoloProfile,
+    Variant,
+)
+from cotenant.execute.batch import Array, Batcher
 from cotenant.execute.lanes import LaneThread, available_cores, core_numbers, lane_layout, pinned
+from cotenant.execute.onnx_model import example_inputs
 from cotenant.execute.onnx_session import LoadedModel, describe, open_session, warm
 from cotenant.ports import LaneInfo, Sink, Tensors
 
 CLOSE_WAIT_S = 2.0
 """How long `close` waits for each lane (s)."""
 
-Source = Callable[[str], tuple[ModelMetadata, Path]]
-"""Finds a model to load by name; may block; raises ValueError when there is none."""
+
+class Source(Protocol):
+    """Finds models that are to be loaded while serving, and says how fast they are. May block."""
+
+    def find(self, name: str) -> tuple[ModelMetadata, Path]:
+        """The model's file. Raises ValueError when there is none."""
+        ...
+
+    def profiled(
+        self, metadata: ModelMetadata, path: Path, run: Callable[[Variant], int]
+    ) -> tuple[ModelMetadata, Sequence[SoloProfile]]:
+        """The model with its SLO settled, and its solo profiles. `run` runs a variant once, beside whatever
+        else runs, and returns the span (ns)."""
+        ...
+
+
+class LoadedBefore:
+    """A `Source` of the models that the executor has loaded once; nothing is known of their speed."""
+
+    def __init__(self) -> None:
+        self.known: dict[str, tuple[ModelMetadata, Path]] = {}
+
+    def find(self, name: str) -> tuple[ModelMetadata, Path]:
+        if name not in self.known:
+            raise ValueError(f"unknown model {name!r}")
+        return self.known[name]
+
+    def profiled(
+        self, metadata: ModelMetadata, path: Path, run: Callable[[Variant], int]
+    ) -> tuple[ModelMetadata, Sequence[SoloProfile]]:
+        return metadata, ()
 
 
 class Job:
@@ -47,8 +89,8 @@ class Job:
 class OnnxExecutor:
     """Implements the `Executor` port. `load` and `unload` may be called from any thread.
 
-    `source` finds a model that a `Maintain(load)` names; without it, models loaded before can be loaded
-    again. With no `lanes` there is one per core, at most 4.
+    `source` finds and profiles a model that a `Maintain(load)` names; without it, models loaded before can
+    be loaded again. With no `lanes` there is one per core, at most 4.
     """
 
     def __init__(
@@ -58,8 +100,8 @@ class OnnxExecutor:
         self.lanes = tuple(lanes or lane_layout(min(4, len(self._cores)), len(self._cores)))
         self.models: dict[str, LoadedModel] = {}
         self._clock = clock
-        self._source = source or self._loaded_before
-        self._known: dict[str, tuple[ModelMetadata, Path]] = {}
+        self._before = LoadedBefore()
+        self._source: Source = source or self._before
         self._sink: Sink | None = None
         self._jobs: dict[int, Job] = {}
         self._results: dict[int, Sequence[Tensors]] = {}
@@ -82,7 +124,7 @@ class OnnxExecutor:
         """Make a model servable, every variant run once on each session. Blocks: not for the deciding
         thread. Raises ValueError naming the file and the reason; a model of the same name stays then."""
         with self._loading:
-            self._known[metadata.name] = (metadata, path)
+            self._before.known[metadata.name] = (metadata, path)
             try:
                 model = LoadedModel(metadata, self._sessions(path))
                 warm(model)
@@ -220,13 +262,12 @@ class OnnxExecutor:
 
     def _maintained(self, action: Maintain) -> None:
         error: str | None = None
-        spec = None
+        metadata: ModelMetadata | None = None
+        profiles: Sequence[SoloProfile] = ()
         try:
             match action.kind:
                 case "load":
-                    metadata, path = self._source(action.model)
-                    self.load(metadata, path)
-                    spec = metadata.spec
+                    metadata, profiles = self._load_and_profile(action.model)
                 case "unload":
                     self.unload(action.model)
                 case _:
@@ -235,11 +276,26 @@ class OnnxExecutor:
             error = str(problem) if isinstance(problem, ValueError) else describe(problem)
         self._post(
             MaintenanceDone(
-                maintenance_id=action.id, kind=action.kind, model=action.model, error=error, spec=spec
+                maintenance_id=action.id,
+                kind=action.kind,
+                model=action.model,
+                error=error,
+                spec=metadata.spec if metadata else None,
+                profiles=tuple(profiles),
+                metadata=metadata,
             )
         )
 
-    def _loaded_before(self, name: str) -> tuple[ModelMetadata, Path]:
-        if name not in self._known:
-            raise ValueError(f"unknown model {name!r}")
-        return self._known[name]
+    def _load_and_profile(self, name: str) -> tuple[ModelMetadata, Sequence[SoloProfile]]:
+        found, path = self._source.find(name)
+        self.load(found, path)
+        model, random = self.models[name], np.random.default_rng(0)
+        session, batcher = model.session(0), Batcher(found)
+
+        def run(variant: Variant) -> int:
+            inputs = [example_inputs(found, variant, random)]
+            began = self._clock.now()
+            batcher.run(variant, inputs, lambda feed: session.run(model.output_names, feed))
+            return self._clock.now() - began
+
+        return self._source.profiled(found, path, run)

@@ -41,8 +41,12 @@ class LoadedModel:
 
 def describe(error: Exception) -> str:
     """Type and text of an error in one short line, without the machine's paths."""
-    text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {_PATH.sub('...', text)}"[:LONGEST_ERROR]
+    return f"{type(error).__name__}: {without_paths(str(error))}"[:LONGEST_ERROR]
+
+
+def without_paths(text: str) -> str:
+    """The text in one line, fit for a stranger: folders are nobody's business."""
+    return _PATH.sub("...", " ".join(text.split()))
 
 
 def open_session(path: Path, n_threads: int) -> ort.InferenceSession:

@@ -21,7 +21,8 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from cotenant.assemble import places, prepare
+from cotenant.assemble import prepare
+from cotenant.catalogue import places
 from cotenant.clock import MonotonicClock
 from cotenant.config import Scenario, load_scenario
 from cotenant.domain import NS_PER_S

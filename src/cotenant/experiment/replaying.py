@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from itertools import tee
 from pathlib import Path
 
 from cotenant.assemble import from_header
-from cotenant.domain import Observe
+from cotenant.simulate.driver import replay
 from cotenant.telemetry.event_log import read
 
 
@@ -13,19 +14,14 @@ def replay_log(path: Path) -> tuple[int, int, str | None]:
     """(events, actions, first difference or None). Raises ValueError when the file is no event log."""
     header, entries = read(path)
     scheduler, learner = from_header(header)
+    logged, events = tee(entries)
+    replayed = replay(scheduler, learner, ((entry.event, entry.at) for entry in events))
     n_events = n_actions = 0
-    for entry in entries:
-        actions = scheduler.handle(entry.event, entry.at)
+    for entry, actions in zip(logged, replayed, strict=True):
         n_events += 1
         n_actions += len(actions)
         if actions != entry.actions:
             kind = type(entry.event).__name__
-            return (
-                n_events,
-                n_actions,
-                f"event {n_events} ({kind}): replayed {actions}, logged {entry.actions}",
-            )
-        for action in actions:
-            if isinstance(action, Observe):
-                learner.learn(action.observation)
+            difference = f"event {n_events} ({kind}): replayed {actions}, logged {entry.actions}"
+            return n_events, n_actions, difference
     return n_events, n_actions, None

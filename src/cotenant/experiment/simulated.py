@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from cotenant.assemble import describe_device, make_scheduler, solo_ns, with_slo
+from cotenant.assemble import describe_device, make_scheduler
+from cotenant.catalogue import solo_ns, with_slo
 from cotenant.clock import MonotonicClock, VirtualClock
 from cotenant.config import Scenario
 from cotenant.domain import NS_PER_MS, NS_PER_S, ModelSpec, Request

@@ -21,8 +21,18 @@ from dataclasses import dataclass, field
 
 import msgspec
 
-from cotenant.domain import LEVELS, NS_PER_S, Candidate, InFlight, ModelSpec, Observation, Snapshot, Variant
-from cotenant.ports import Forecast, ProfileReader
+from cotenant.domain import (
+    LEVELS,
+    NS_PER_S,
+    Candidate,
+    InFlight,
+    ModelSpec,
+    Observation,
+    Snapshot,
+    SoloProfile,
+    Variant,
+)
+from cotenant.ports import Forecast, ProfileTable
 from cotenant.predict.quantiles import between, standard_normal, weighted_quantiles
 
 STATE_FORMAT = 1
@@ -120,7 +130,7 @@ class _Shared:
 class SoloPredictor:
     """Implements the `Predictor` and `Learner` ports; see the module's head."""
 
-    profiles: ProfileReader
+    profiles: ProfileTable
     config: SoloConfig = field(default_factory=SoloConfig)
     _state: State = field(default_factory=State)
     _priors: dict[Variant, _Prior] = field(default_factory=dict)
@@ -299,6 +309,18 @@ class SoloPredictor:
             weighted.append((0.0, PRIOR_WEIGHT))
             state.handover = tuple(weighted_quantiles(weighted, LEVELS))
             self._forget_cached()
+
+    def loaded(self, spec: ModelSpec, profiles: Sequence[SoloProfile]) -> None:
+        state, name = self._state, spec.name
+        self.profiles.renew(spec, profiles)
+        for learned in (state.models, state.residuals, state.offsets, state.scored_at):
+            learned.pop(name, None)
+        for variant in [variant for variant in self._priors if variant.model == name]:
+            del self._priors[variant]
+        for label in {variant.label for variant in spec.variants()}:
+            state.variants.pop(label, None)
+        self._smallest.pop(name, None)
+        self._forget_cached(name)
 
     def state(self) -> bytes:
         return msgspec.msgpack.encode(self._state)

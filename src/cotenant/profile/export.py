@@ -8,8 +8,7 @@ from pathlib import Path
 import msgspec
 from msgspec import Struct
 
-from cotenant.domain import ModelSpec
-from cotenant.ports import SoloProfile
+from cotenant.domain import ModelSpec, SoloProfile
 from cotenant.profile.records import (
     DeviceFingerprint,
     PairRecord,

@@ -12,8 +12,8 @@ from pathlib import Path
 import msgspec
 from msgspec import Struct
 
-from cotenant.domain import Axes, ModelSpec, Variant
-from cotenant.ports import LaneInfo, SoloProfile
+from cotenant.domain import Axes, ModelSpec, SoloProfile, Variant
+from cotenant.ports import LaneInfo
 
 MAX_SAMPLES = 64
 """Most samples that are kept of a variant, spread evenly over its sorted spans."""
@@ -59,7 +59,7 @@ class PairRecord(Struct, frozen=True, kw_only=True):
 
 
 class StoredProfiles:
-    """Implements the `ProfileReader` port over records in memory."""
+    """Implements the `ProfileTable` port over records in memory."""
 
     def __init__(self, specs: Iterable[ModelSpec], records: Iterable[SoloRecord]) -> None:
         self._specs = {spec.name: spec for spec in specs}
@@ -79,6 +79,12 @@ class StoredProfiles:
     def samples(self) -> Mapping[Variant, Sequence[int]]:
         """Sampled spans (ns) of every measured variant, for a simulated device."""
         return {variant: record.samples_ns for variant, record in self._records.items()}
+
+    def renew(self, spec: ModelSpec, profiles: Sequence[SoloProfile]) -> None:
+        self._records = {
+            variant: record for variant, record in self._records.items() if variant.model != spec.name
+        }
+        self.add(spec, [SoloRecord(source="", profile=profile, samples_ns=()) for profile in profiles])
 
     def add(self, spec: ModelSpec, records: Iterable[SoloRecord]) -> None:
         """Take in a model loaded later; replaces what was known of it."""

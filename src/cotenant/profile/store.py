@@ -16,8 +16,7 @@ from types import TracebackType
 import msgspec
 
 from cotenant.clock import sleep, wall_time_s
-from cotenant.domain import Variant
-from cotenant.ports import SoloProfile
+from cotenant.domain import SoloProfile, Variant
 from cotenant.profile.records import DeviceFingerprint, PairRecord, SoloRecord, shape_key, variant_of
 
 SCHEMA_VERSION = 1

@@ -40,7 +40,8 @@ def find_model(client: EngineClient, name: str, version: str | None) -> ModelMet
     if metadata is None:
         for status in client.status():
             if status.name == name:
-                raise BadRequest(503, f"{UNAVAILABLE}: model '{name}' is {status.state.lower()}")
+                why = f" ({status.reason})" if status.reason else ""
+                raise BadRequest(503, f"{UNAVAILABLE}: model '{name}' is {status.state.lower()}{why}")
         raise BadRequest(404, f"unknown model '{name:.100}'")
     if version is not None and version not in metadata.versions:
         known = ", ".join(metadata.versions)

@@ -7,11 +7,11 @@ the scheduler's own wake-up (`domain.EVENT_ORDER`).
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from cotenant.clock import Clock, VirtualClock
-from cotenant.domain import Arrival, Cancel, Event, Observe, Outcome, Request, Wakeup
-from cotenant.drive import Drive, Log
+from cotenant.domain import Action, Arrival, Cancel, Event, Observe, Outcome, Request, Wakeup
+from cotenant.drive import Drive, Log, take_profiles
 from cotenant.ports import Executor, Learner, Observer
 from cotenant.schedule.queue import NEVER
 from cotenant.schedule.scheduler import Scheduler
@@ -117,16 +117,15 @@ class Simulation:
 
 def replay(
     scheduler: Scheduler, learner: Learner, entries: Iterable[tuple[Event, int]]
-) -> list[list[object]]:
-    """Feed logged events to a fresh scheduler, learning from what it observes; returns its actions per event.
+) -> Iterator[list[Action]]:
+    """Feed logged events to a fresh scheduler, learning from what it observes; yields its actions per event.
 
     A log is faithful when these equal the logged actions.
     """
-    result: list[list[object]] = []
     for event, at in entries:
+        take_profiles(learner, event)
         actions = scheduler.handle(event, at)
-        result.append(list(actions))
+        yield actions
         for action in actions:
             if isinstance(action, Observe):
                 learner.learn(action.observation)
-    return result

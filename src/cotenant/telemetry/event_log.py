@@ -13,8 +13,8 @@ from typing import BinaryIO
 
 import msgspec
 
-from cotenant.domain import Action, Event, ModelSpec
-from cotenant.ports import LaneInfo, SoloProfile
+from cotenant.domain import Action, Event, ModelSpec, SoloProfile
+from cotenant.ports import LaneInfo
 
 FORMAT = 1
 MAX_FRAME = 64 << 20
