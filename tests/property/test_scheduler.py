@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cotenant.schedule.policies import POLICIES
-from cotenant.testing_chaos import Chaos
+from cotenant.testing import Chaos
 
 N_SEQUENCES = 10_000
 

@@ -12,7 +12,7 @@ from cotenant.predict.solo import SoloPredictor
 from cotenant.schedule.policies import make_policy
 from cotenant.schedule.scheduler import Scheduler
 from cotenant.simulate.driver import Simulation, VirtualTimers
-from cotenant.testing_chaos import TableProfiles
+from cotenant.testing import TableProfiles
 from cotenant.workload.arrivals import Traffic, instants, merged
 from cotenant.workload.characterise import OnlineLoadMeter
 

@@ -77,6 +77,13 @@ def test_only_the_fixed_phrase_of_a_reason_becomes_a_label() -> None:
     assert value(metrics, "cotenant_requests_total", **labels) == 3
 
 
+def test_reasons_that_are_fixed_phrases_are_told_apart() -> None:
+    metrics = Metrics()
+    for reason in ("not available: queue is full", "not available: the server is draining"):
+        metrics.settled(outcome(OutcomeKind.REJECTED, reason))
+        assert value(metrics, "cotenant_requests_total", model="m", outcome="rejected", reason=reason) == 1
+
+
 def test_the_number_of_reasons_is_bounded() -> None:
     metrics = Metrics()
     for n in range(MAX_REASONS + 10):

@@ -27,7 +27,7 @@ from cotenant.domain import (
     Variant,
 )
 from cotenant.predict.solo import SoloConfig, SoloPredictor
-from cotenant.testing_chaos import TableProfiles
+from cotenant.testing import TableProfiles
 
 SOLO_MS = {"a": 10.0, "b": 3.0}
 A = Variant("a", 1)

@@ -33,7 +33,6 @@ from cotenant.domain import (
     Observe,
     Outcome,
     OutcomeKind,
-    Overlap,
     Prediction,
     Preempt,
     Progress,
@@ -45,6 +44,7 @@ from cotenant.domain import (
     Wakeup,
 )
 from cotenant.ports import LaneInfo, LoadMeter, Predictor
+from cotenant.schedule.overlap import overlap_begins, overlap_ends
 from cotenant.schedule.plan import Choice
 from cotenant.schedule.policy import Policy
 from cotenant.schedule.queue import NEVER, DeadlineQueue, due
@@ -250,7 +250,7 @@ class Scheduler:
         lane.usable = lane.usable and not completion.lane_lost
         view.lanes_changed()
         self._busy_changed()
-        self._close_overlaps(flight, completion.ended_at)
+        overlap_ends(flight, view.flights.values(), completion.ended_at)
         dispatch = flight.dispatch
         if completion.error is not None:
             reason = f"execution failed: {flight.aborting or completion.error}"
@@ -284,7 +284,7 @@ class Scheduler:
         if flight is not None and flight.started_at is None:
             flight.started_at = started_at
             flight.hang_at = started_at + self._hang_ns(flight.dispatch)
-            self._open_overlaps(flight, started_at)
+            overlap_begins(flight, self.view.flights.values(), started_at)
 
     def _progressed(self, dispatch_id: int, segment: int, passed_at: int) -> None:
         flight = self.view.flights.get(dispatch_id)
@@ -410,7 +410,7 @@ class Scheduler:
         lane.flights.append(flight)
         view.flights[dispatch.id] = flight
         if not staged:
-            self._open_overlaps(flight, view.at)
+            overlap_begins(flight, view.flights.values(), view.at)
         self._busy_changed()
         self._actions.append(dispatch)
 
@@ -448,27 +448,3 @@ class Scheduler:
                 corunners=len(self.view.flights),
             )
         )
-
-    # --- overlap history --------------------------------------------------------------------------------
-
-    def _open_overlaps(self, flight: Flight, at: int) -> None:
-        for other in self.view.flights.values():
-            if other is not flight and other.started_at is not None:
-                mine, theirs = flight.dispatch, other.dispatch
-                flight.overlaps.append(Overlap(theirs.id, theirs.variant, at, None))
-                other.overlaps.append(Overlap(mine.id, mine.variant, at, None))
-
-    def _close_overlaps(self, flight: Flight, at: int) -> None:
-        flight.overlaps = [_closed(overlap, at) for overlap in flight.overlaps]
-        ended = flight.dispatch.id
-        for other in self.view.flights.values():
-            other.overlaps = [
-                _closed(overlap, at) if overlap.dispatch_id == ended else overlap
-                for overlap in other.overlaps
-            ]
-
-
-def _closed(overlap: Overlap, at: int) -> Overlap:
-    if overlap.ended_at is not None:
-        return overlap
-    return Overlap(overlap.dispatch_id, overlap.variant, overlap.began_at, max(at, overlap.began_at))

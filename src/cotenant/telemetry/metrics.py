@@ -1,8 +1,8 @@
 """Prometheus metrics of one engine, fed as an `Observer`.
 
-Label sets stay small: models come from the configuration, and of a reason only the fixed phrase before ':'
-is kept, at most `MAX_REASONS` different ones. Label children are looked up once and kept, because
-`labels()` costs more than the observation itself.
+Label sets stay small: models come from the configuration, and of a reason that goes into details (`DETAILED`)
+only the phrase before ":" is kept; there are at most `MAX_REASONS` different ones. Children are looked up
+once and kept, because `labels()` costs more than the observation itself.
 """
 
 from __future__ import annotations
@@ -33,6 +33,8 @@ ROWS_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 RATIO_BUCKETS = (0.25, 0.5, 0.7, 0.8, 0.9, 0.95, 1.0, 1.05, 1.1, 1.2, 1.3, 1.5, 2.0, 3.0, 5.0, 10.0)
 MAX_REASONS = 64
 OTHER = "other"
+DETAILED = ("deadline infeasible", "execution failed")
+"""Reasons with figures or an error's text behind the ':'."""
 
 LEVEL_LABELS = (*(f"{level:g}" for level in LEVELS), "slo")
 """Label of each column of a prediction; `slo` is the model's own `slo_percentile`."""
@@ -135,7 +137,7 @@ class Metrics:
         """Count a request's end; time it if it was answered."""
         model = outcome.request.model
         key = (model, outcome.kind.value, outcome.reason)
-        counter = self._outcomes.get(key) if ":" not in outcome.reason else None
+        counter = self._outcomes.get(key)
         (counter or self._outcome(model, outcome.kind, outcome.reason)).inc()
         if outcome.kind is not OutcomeKind.OK and outcome.kind is not OutcomeKind.LATE:
             return
@@ -202,7 +204,9 @@ class Metrics:
         return counter
 
     def _outcome(self, model: str, kind: OutcomeKind, reason: str) -> Counter:
-        phrase = reason.partition(":")[0].strip() or "none"
+        phrase = reason.partition(":")[0].strip()
+        if phrase not in DETAILED:
+            phrase = reason.strip() or "none"
         if phrase not in self._reasons:
             if len(self._reasons) >= MAX_REASONS:
                 phrase = OTHER

@@ -1,4 +1,4 @@
-"""Shipped fakes and contract checks, used by our own tests and open to anyone's."""
+"""An engine in memory, for tests of the front end."""
 
 from __future__ import annotations
 

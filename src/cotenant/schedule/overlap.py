@@ -1,0 +1,33 @@
+"""Who ran beside whom, and when: the overlap history of dispatches, which predictors learn from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from cotenant.domain import Overlap
+from cotenant.schedule.view import Flight
+
+
+def overlap_begins(flight: Flight, others: Iterable[Flight], at: int) -> None:
+    """`flight` has started at `at` (ns): it overlaps with every one of `others` that runs."""
+    for other in others:
+        if other is not flight and other.started_at is not None:
+            mine, theirs = flight.dispatch, other.dispatch
+            flight.overlaps.append(Overlap(theirs.id, theirs.variant, at, None))
+            other.overlaps.append(Overlap(mine.id, mine.variant, at, None))
+
+
+def overlap_ends(flight: Flight, others: Iterable[Flight], at: int) -> None:
+    """`flight` has ended at `at` (ns), and with it its overlaps with everything else."""
+    flight.overlaps = [_closed(overlap, at) for overlap in flight.overlaps]
+    ended = flight.dispatch.id
+    for other in others:
+        other.overlaps = [
+            _closed(overlap, at) if overlap.dispatch_id == ended else overlap for overlap in other.overlaps
+        ]
+
+
+def _closed(overlap: Overlap, at: int) -> Overlap:
+    if overlap.ended_at is not None:
+        return overlap
+    return Overlap(overlap.dispatch_id, overlap.variant, overlap.began_at, max(at, overlap.began_at))

@@ -1,0 +1,6 @@
+"""Shipped fakes and contract checks, used by our own tests and open to anyone's."""
+
+from cotenant.testing.chaos import Chaos, NoLoad, TableProfiles
+from cotenant.testing.echo_link import ECHO, EchoLink
+
+__all__ = ["ECHO", "Chaos", "EchoLink", "NoLoad", "TableProfiles"]
