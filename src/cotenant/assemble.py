@@ -26,8 +26,9 @@ from cotenant.domain import NS_PER_MS, ModelMetadata, ModelSpec
 from cotenant.drive import Log
 from cotenant.engine import Engine
 from cotenant.execute.lanes import available_cores, lane_layout
+from cotenant.execute.model import example_inputs
 from cotenant.execute.onnx import OnnxExecutor
-from cotenant.execute.onnx_model import example_inputs, inspect
+from cotenant.execute.onnx_model import inspect
 from cotenant.execute.onnx_session import without_paths
 from cotenant.ports import Executor, LaneInfo, Observer
 from cotenant.predict.solo import SoloPredictor

@@ -12,7 +12,8 @@ from msgspec import structs
 from cotenant import zoo
 from cotenant.config import ConfigError, ModelConfig, Scenario
 from cotenant.domain import NS_PER_MS, ModelMetadata, ModelSpec, SoloProfile, Variant
-from cotenant.execute.onnx_model import ModelSettings, inspect
+from cotenant.execute.model import ModelSettings
+from cotenant.execute.onnx_model import inspect
 from cotenant.profile.measure import quick_profile
 from cotenant.profile.records import DeviceFingerprint, StoredProfiles, source_hash
 from cotenant.profile.store import ProfileStore

@@ -28,7 +28,8 @@ from cotenant.domain import (
 )
 from cotenant.execute.lanes import lane_layout
 from cotenant.execute.onnx import OnnxExecutor
-from cotenant.execute.onnx_model import ModelSettings, inspect
+from cotenant.execute.model import ModelSettings
+from cotenant.execute.onnx_model import inspect
 
 WAIT_S = 30.0
 Array = np.ndarray[Any, Any]

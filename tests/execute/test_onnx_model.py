@@ -11,7 +11,8 @@ from onnx import TensorProto, helper
 from onnx_models import FLOAT, INT64, double, lookup, save
 
 from cotenant.domain import JobClass, Variant
-from cotenant.execute.onnx_model import ModelSettings, example_inputs, inspect, row_buckets
+from cotenant.execute.model import ModelSettings, example_inputs, row_buckets
+from cotenant.execute.onnx_model import inspect
 
 
 def settings(**changes: object) -> ModelSettings:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from cotenant.domain import ModelMetadata, TensorSpec, Variant
-from cotenant.execute.onnx_model import NUMPY
+from cotenant.execute.model import NUMPY
 from cotenant.ports import Tensors
 
 Array = np.ndarray[Any, Any]

@@ -33,7 +33,7 @@ from cotenant.domain import (
 )
 from cotenant.execute.batch import Array, Batcher
 from cotenant.execute.lanes import LaneThread, available_cores, core_numbers, lane_layout, pinned
-from cotenant.execute.onnx_model import example_inputs
+from cotenant.execute.model import example_inputs
 from cotenant.execute.onnx_session import LoadedModel, describe, open_session, warm
 from cotenant.ports import LaneInfo, Sink, Tensors
 

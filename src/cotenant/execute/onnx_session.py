@@ -11,7 +11,7 @@ import onnxruntime as ort
 
 from cotenant.domain import ModelMetadata
 from cotenant.execute.batch import Array, Batcher
-from cotenant.execute.onnx_model import example_inputs
+from cotenant.execute.model import example_inputs
 
 LONGEST_ERROR = 300
 

@@ -14,7 +14,7 @@ from cotenant.clock import MonotonicClock
 from cotenant.config import Scenario
 from cotenant.domain import NS_PER_MS, NS_PER_S, JobClass, ModelMetadata, Outcome, OutcomeKind
 from cotenant.engine import Engine
-from cotenant.execute.onnx_model import example_inputs
+from cotenant.execute.model import example_inputs
 from cotenant.experiment.capacity import NO_DEADLINE_NS
 from cotenant.experiment.load import arrivals
 from cotenant.experiment.recorder import Recorder
