@@ -38,6 +38,9 @@ PEERS = ROOT / ".venv-peers"
 CONNECTIONS = (8, 64)
 FLOATS = [i / 4 for i in range(16)]
 START_LIMIT_S = 60.0
+CANNOT_RUN = 3
+TARGETS = {"mosec": 1.0, "litserve": 4.0}
+"""Least ratio of our requests/s to theirs."""
 TICKS = os.sysconf("SC_CLK_TCK")
 
 
@@ -105,6 +108,12 @@ def need_wrk() -> str | None:
         for step in (["apt-get", "update", "-qq"], ["apt-get", "install", "-y", "-qq", "wrk"]):
             subprocess.run(step, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=False)
     return None if shutil.which("wrk") else "wrk is not installed (Debian package: wrk)"
+
+
+def cannot_run(why: str) -> int:
+    """Say why, and tell `benchmarks/run.py` by the exit status that nothing is broken."""
+    print(f"cannot run here: {why}", file=sys.stderr)
+    return CANNOT_RUN
 
 
 def need_peers() -> None:
@@ -221,9 +230,11 @@ def main() -> int:
     options = parser.parse_args()
     missing = need_wrk()
     if missing:
-        print(f"skipped: {missing}")
-        return 0
-    need_peers()
+        return cannot_run(missing)
+    try:
+        need_peers()
+    except subprocess.CalledProcessError as error:
+        return cannot_run(f"the peers cannot be installed: {error}")
     chosen = [p for p in peers() if not options.only or p.name in options.only.split(",")]
     found: dict[tuple[str, int], list[dict[str, float]]] = {}
     failed: dict[str, str] = {}
@@ -251,7 +262,7 @@ def main() -> int:
     show(rows, failed)
     if options.json:
         facts = {
-            "echo": rows, "failed": failed, "seconds": options.seconds, "repeats": options.repeats,
+            "echo": rows, "figures": figures(rows), "failed": failed, "seconds": options.seconds, "repeats": options.repeats,
             "machine": {"cpu": cpu_name(), "cores": os.cpu_count(), "python": platform.python_version()},
             "pins": (ROOT / "requirements" / "peers-echo.txt").read_text().split("\n")[1:-1],
         }  # fmt: skip
@@ -263,6 +274,28 @@ def cpu_name() -> str:
     info = Path("/proc/cpuinfo")
     names = re.findall(r"model name\s*: (.+)", info.read_text()) if info.exists() else []
     return names[0] if names else platform.machine()
+
+
+def figures(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Our requests/s as a multiple of each peer's, against the targets."""
+    ours = {row["connections"]: row for row in rows if row["server"] == "cotenant"}
+    result = []
+    for row in rows:
+        own = ours.get(row["connections"])
+        if own is None or row is own:
+            continue
+        ratio = own["req_per_s"] / row["req_per_s"]
+        least = TARGETS.get(row["server"])
+        result.append(
+            {
+                "name": f"echo, {row['connections']} connections, against {row['server']}",
+                "figure": f"{ratio:.2f} x ({own['req_per_s']:.0f}/s at {own['cpu_us']:.0f} us; "
+                f"{row['req_per_s']:.0f}/s at {row['cpu_us']:.0f} us)",
+                "target": "" if least is None else f">= {least:g} x",
+                "met": None if least is None else ratio >= least,
+            }
+        )
+    return result
 
 
 def show(rows: list[dict[str, Any]], failed: dict[str, str]) -> None:

@@ -25,8 +25,8 @@ from cotenant.domain import (
 )
 from cotenant.execute.fake import FakeExecutor, FakeScript
 from cotenant.execute.lanes import lane_layout
-from cotenant.execute.onnx import OnnxExecutor
 from cotenant.execute.model import ModelSettings
+from cotenant.execute.onnx import OnnxExecutor
 from cotenant.execute.onnx_model import inspect
 from cotenant.ports import Executor
 from cotenant.simulate.driver import VirtualTimers

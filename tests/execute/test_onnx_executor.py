@@ -27,8 +27,8 @@ from cotenant.domain import (
     Variant,
 )
 from cotenant.execute.lanes import lane_layout
-from cotenant.execute.onnx import OnnxExecutor
 from cotenant.execute.model import ModelSettings
+from cotenant.execute.onnx import OnnxExecutor
 from cotenant.execute.onnx_model import inspect
 
 WAIT_S = 30.0

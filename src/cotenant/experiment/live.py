@@ -20,7 +20,7 @@ from cotenant.experiment.load import arrivals
 from cotenant.experiment.recorder import Recorder
 from cotenant.experiment.report import RunFacts, build_report
 from cotenant.experiment.simulated import policy_settings
-from cotenant.ports import Tensors
+from cotenant.ports import Observer, Tensors
 from cotenant.schedule.policies import make_policy
 from cotenant.schedule.policies.deferred_edf import DeferredEdf
 from cotenant.schedule.policy import Policy
@@ -98,6 +98,7 @@ async def run_live(
     capacity_per_s: float | None = None,
     drain_s: float = 5.0,
     log_path: Path | None = None,
+    observers: Sequence[Observer] = (),
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Any]:
     """Offer the scenario's load to an engine on this event loop; returns the run report.
@@ -107,7 +108,7 @@ async def run_live(
     chosen = make_policy(policy) if isinstance(policy, str) else policy
     clock = MonotonicClock()
     recorder = Recorder(prepared.executor.lanes)
-    engine = make_engine(prepared, chosen, clock=clock, observers=[recorder], log_path=log_path)
+    engine = make_engine(prepared, chosen, clock=clock, observers=[recorder, *observers], log_path=log_path)
     engine.start()
     at, which = arrivals(scenario, scale=scale, seed=seed, capacity_per_s=capacity_per_s)
     pools = [_inputs(prepared.metadata[model.name], model.rows, seed) for model in scenario.models]

@@ -47,7 +47,7 @@ PRIOR_GRID = (-1.64, -1.04, -0.67, -0.39, -0.13, 0.13, 0.39, 0.67, 1.04, 1.64, 2
 """Standard normal values that stand for a profile's spread among the residuals."""
 HANDOVER_EVERY = 32
 """Dispatches after which the quantiles of the hand-over are renewed."""
-DECAY_STEP_NS = 50_000_000
+DECAY_STEP_NS = 200_000_000
 """Forgetting is evaluated on this grid of instants (ns), so that estimates can be cached in between."""
 
 

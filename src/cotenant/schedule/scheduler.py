@@ -172,7 +172,7 @@ class Scheduler:
                 return
             if verdict.probe:
                 view.probes.add(request.id)
-            queue.push(request)
+            view.enqueue(request)
             self._where[request.id] = request.model
 
     def _settle(
@@ -226,7 +226,7 @@ class Scheduler:
     def _remove_model(self, model: str, reason: str) -> None:
         self.view.specs.pop(model, None)
         self.view.smallest.pop(model, None)
-        queue = self.view.queues.pop(model, None)
+        queue = self.view.forget_queue(model)
         still = [
             (dispatch, segment) for dispatch, segment in self._suspended if dispatch.variant.model != model
         ]

@@ -95,6 +95,7 @@ class View:
         self.specs: dict[str, ModelSpec] = {}
         self.smallest: dict[str, Variant] = {}
         self.queues: dict[str, DeadlineQueue] = {}
+        self._held: dict[str, DeadlineQueue] = {}
         self.lanes = [LaneState(info) for info in lanes]
         self.flights: dict[int, Flight] = {}
         self.predictor = predictor
@@ -105,7 +106,21 @@ class View:
 
     def waiting(self) -> Iterable[DeadlineQueue]:
         """The queues that hold something."""
-        return [queue for queue in self.queues.values() if queue.rows]
+        held = [queue for queue in self._held.values() if queue.rows]
+        if len(held) < len(self._held):
+            self._held = {queue.model: queue for queue in held}
+        return held
+
+    def enqueue(self, request: Request) -> None:
+        """Let an admitted request wait."""
+        queue = self.queues[request.model]
+        queue.push(request)
+        self._held[queue.model] = queue
+
+    def forget_queue(self, model: str) -> DeadlineQueue | None:
+        """The queue of a model that goes; it is no longer looked at."""
+        self._held.pop(model, None)
+        return self.queues.pop(model, None)
 
     def apart(self) -> list[LaneState]:
         """Usable lanes that share no compute unit with an earlier one: on a GPU the first alone, on a CPU

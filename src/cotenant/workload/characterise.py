@@ -14,8 +14,8 @@ from cotenant.domain import NS_PER_MS, NS_PER_S, LoadEstimate, ModelLoad, Reques
 TIME_CONSTANT_S = 5.0
 REFILL_WINDOW_NS = NS_PER_MS
 """A lane taken again within this time of being freed counts as refilled at once (ns)."""
-STALE_NS = 10 * NS_PER_MS
-STALE_ARRIVALS = 32
+STALE_NS = 200 * NS_PER_MS
+STALE_ARRIVALS = 128
 
 
 @dataclass(slots=True)

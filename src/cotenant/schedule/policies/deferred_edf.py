@@ -9,13 +9,17 @@ Choose it where batches pay and overlap does not. Fails where one model cannot f
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from cotenant.domain import JobClass, Request
+from cotenant.domain import JobClass, ModelLoad, Request
 from cotenant.schedule.admission import Admission, Verdict
 from cotenant.schedule.plan import Choice, Offer, Plan, offers, wait_until
-from cotenant.schedule.queue import NEVER
+from cotenant.schedule.queue import NEVER, DeadlineQueue
 from cotenant.schedule.view import LaneState, View
+
+RENEWED = 2
+"""Models whose slack is looked at anew per decision that needs one."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -27,6 +31,7 @@ class DeferredEdf:
     name: str = "deferred_edf"
     fifo: bool = False
     _admission: Admission = field(default_factory=Admission)
+    _slack: _Slack = field(default_factory=lambda: _Slack())
 
     def admit(self, view: View, request: Request) -> Verdict:
         """Refused when the predicted completion misses the deadline or breaks one already promised."""
@@ -76,8 +81,7 @@ class DeferredEdf:
         at_risk = [other for other, _ in held if other.latest_start_at < next_free]
         return min(at_risk, key=lambda other: other.latest_start_at, default=None)
 
-    @staticmethod
-    def _keep_lane(view: View, lanes: list[LaneState], offer: Offer) -> int | None:
+    def _keep_lane(self, view: View, lanes: list[LaneState], offer: Offer) -> int | None:
         """Until when to keep the last free lane from this offer, or None to let it have the lane.
 
         Taking it would leave no lane for a while, which harms models whose slack is shorter than that;
@@ -87,12 +91,41 @@ class DeferredEdf:
         if next_free >= offer.latest_start_at:
             return None
         blocked_ns = min(next_free, view.at + offer.median_ns) - view.at
-        for name, model_load in view.load.estimate(view.at).models.items():
+        return offer.latest_start_at if self._slack.least(view, offer.queue) < blocked_ns else None
+
+
+@dataclass(slots=True)
+class _Slack:
+    """How long a new request of each model with traffic could wait on the whole (ns): SLO - upper span.
+
+    A few models are looked at anew each time, so that one decision stays cheap however many there are."""
+
+    known: dict[str, tuple[int, JobClass]] = field(default_factory=dict)
+    _names: list[str] = field(default_factory=list)
+    _next: int = 0
+
+    def least(self, view: View, queue: DeadlineQueue) -> int:
+        """The least slack among the other models that are at least as important as `queue`'s."""
+        models = view.load.estimate(view.at).models
+        if len(models) != len(self._names):
+            self._names, self._next = list(models), 0
+            self.known.clear()
+            self._renew(view, models, len(self._names))
+        self._renew(view, models, RENEWED)
+        least = NEVER
+        for name, (slack, job_class) in self.known.items():
+            if slack < least and job_class <= queue.job_class and name != queue.model:
+                least = slack
+        return least
+
+    def _renew(self, view: View, models: Mapping[str, ModelLoad], n: int) -> None:
+        for _ in range(min(n, len(self._names))):
+            name = self._names[self._next]
+            self._next = (self._next + 1) % len(self._names)
             spec = view.specs.get(name)
-            if spec is None or spec.slo_ns is None or name == offer.queue.model or not model_load.rate_per_s:
+            self.known.pop(name, None)
+            if spec is None or spec.slo_ns is None or spec.job_class is JobClass.BEST_EFFORT:
                 continue
-            if spec.job_class is JobClass.BEST_EFFORT or spec.job_class > offer.queue.job_class:
-                continue
-            if spec.slo_ns - view.upper(view.smallest[name]) < blocked_ns:
-                return offer.latest_start_at
-        return None
+            if name in models and models[name].rate_per_s > 0:
+                slack = spec.slo_ns - view.upper(view.smallest[name])
+                self.known[name] = (slack, spec.job_class)

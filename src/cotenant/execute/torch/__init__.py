@@ -1,0 +1,1 @@
+"""Models in torch, on the CPU and on CUDA."""
