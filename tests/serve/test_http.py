@@ -290,7 +290,7 @@ def test_the_priority_reaches_the_engine(server: Server) -> None:
         (OutcomeKind.EXPIRED, "deadline passed in the queue", 504),
         (OutcomeKind.CANCELLED, "cancelled", 499),
         (OutcomeKind.CANCELLED, "not available: the server stopped", 503),
-        (OutcomeKind.FAILED, "model raised: secret at /root/x.py", 500),
+        (OutcomeKind.FAILED, "model raised: secret at /srv/x.py", 500),
     ],
 )
 def test_each_outcome_has_its_status(serve: Serve, kind: OutcomeKind, reason: str, status: int) -> None:
