@@ -80,7 +80,24 @@ def make_fake(tmp_path) -> Subject:
     return Subject(FakeExecutor(lane_layout(2, 2), timers, script), pump)
 
 
-@pytest.fixture(params=[make_fake, make_onnx], ids=["fake", "onnx"])
+def make_torch(tmp_path) -> Subject:
+    torch = pytest.importorskip("torch")
+    from cotenant.execute.torch.executor import TorchExecutor
+    from cotenant.execute.torch.model import Blueprint
+    from cotenant.execute.torch.zoo import tensor
+
+    executor = TorchExecutor(MonotonicClock(), lane_layout(2, 2))
+    inputs, outputs = (tensor("x", "FP32", "batch", 4),), (tensor("y", "FP32", "batch", 4),)
+    executor.load(
+        Blueprint(module=torch.nn.Identity(), inputs=inputs, outputs=outputs), ModelSettings(name="m")
+    )
+    return Subject(executor)
+
+
+@pytest.fixture(
+    params=[make_fake, make_onnx, pytest.param(make_torch, marks=pytest.mark.torch)],
+    ids=["fake", "onnx", "torch"],
+)
 def subject(request, tmp_path) -> Iterator[Subject]:
     made = request.param(tmp_path)
     yield made

@@ -20,6 +20,9 @@ Array = np.ndarray[Any, Any]
 RunModel = Callable[[Mapping[str, Array]], Sequence[Array]]
 """Runs the model on named inputs; outputs in the order of the metadata."""
 
+Allocate = Callable[[tuple[int, ...], Any], Array]
+"""Makes an array of a shape and element type."""
+
 
 class Batcher:
     """Assembles and cuts the batches of one model on one lane, in buffers of its own.
@@ -27,8 +30,11 @@ class Batcher:
     Not thread-safe; the buffers are overwritten by the next batch of the same variant.
     """
 
-    def __init__(self, metadata: ModelMetadata) -> None:
+    def __init__(self, metadata: ModelMetadata, allocate: Allocate | None = None) -> None:
+        """`allocate` makes the buffers (by default plain memory); with it every batch is copied to them."""
         self._metadata = metadata
+        self._always_copies = allocate is not None
+        self._allocate = allocate or np.empty
         self._batched = metadata.batched
         self._padded = frozenset(axis for axis, _ in metadata.spec.axis_buckets)
         self._exact = tuple(
@@ -71,21 +77,30 @@ class Batcher:
         return list(groups.values())
 
     def _group(self, variant: Variant, inputs: Sequence[Tensors], run: RunModel) -> list[dict[str, Array]]:
-        metadata = self._metadata
+        return self.answers(variant, inputs, run(self.feed(variant, inputs)))
+
+    def feed(self, variant: Variant, inputs: Sequence[Tensors]) -> dict[str, Array]:
+        """The padded batch of requests that can share a run. A lone request of just the right shape is
+        handed on as it is, unless everything must lie in the batcher's own memory."""
         sizes = dict(variant.axes)
         feed: dict[str, Array] = {}
-        for spec in metadata.inputs:
+        for spec in self._metadata.inputs:
             parts = [tensors[spec.name] for tensors in inputs]
             target = self._target(spec, parts, variant.rows, sizes)
-            if len(parts) == 1 and parts[0].shape == target:
+            if len(parts) == 1 and parts[0].shape == target and not self._always_copies:
                 feed[spec.name] = parts[0] if spec.datatype != "BYTES" else _as_text(parts[0])
             else:
                 feed[spec.name] = self._assemble(variant, spec, parts, target)
-        outputs = run(feed)
+        return feed
+
+    def answers(
+        self, variant: Variant, inputs: Sequence[Tensors], outputs: Sequence[Array]
+    ) -> list[dict[str, Array]]:
+        """The outputs of a run cut into those of its requests; views of `outputs`."""
         if not self._batched:
             rows = [1] * len(inputs)
         else:
-            first = metadata.inputs[0].name
+            first = self._metadata.inputs[0].name
             rows = [tensors[first].shape[0] for tensors in inputs]
         return self._cut(outputs, inputs, rows, whole=sum(rows) == variant.rows and len(rows) == 1)
 
@@ -109,7 +124,7 @@ class Batcher:
         key = (variant, spec.name)
         buffer = self._buffers.get(key)
         if buffer is None or buffer.shape != target:
-            buffer = self._buffers[key] = np.empty(target, NUMPY[spec.datatype])
+            buffer = self._buffers[key] = self._allocate(target, NUMPY[spec.datatype])
         pad = _padding(spec)
         if not self._batched:
             _place(buffer, parts[0], pad)

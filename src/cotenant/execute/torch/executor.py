@@ -1,0 +1,206 @@
+"""The torch executor: models in segments, lanes as streams, one pump; on the CPU and on CUDA.
+
+`load` prepares a model for every lane; `start` hands a dispatch to the pump. See `pump` for how lanes are
+kept fed and `stream` for what a lane is.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import torch
+
+from cotenant.clock import Clock
+from cotenant.domain import (
+    Completion,
+    Dispatch,
+    Maintain,
+    MaintenanceDone,
+    ModelMetadata,
+    SoloProfile,
+    Variant,
+)
+from cotenant.execute.lanes import LaneThread, available_cores, core_numbers, lane_layout
+from cotenant.execute.model import ModelSettings
+from cotenant.execute.torch.model import Blueprint, TorchModel, example_state, prepare
+from cotenant.execute.torch.pump import Pump
+from cotenant.execute.torch.stream import CpuStream, Job, Stream, describe
+from cotenant.ports import LaneInfo, Sink, Tensors
+
+CLOSE_WAIT_S = 2.0
+
+
+class TorchSource(Protocol):
+    """Finds models that are to be loaded while serving, and says how fast they are. May block."""
+
+    def find(self, name: str) -> tuple[Blueprint, ModelSettings]:
+        """The model. Raises ValueError when there is none."""
+        ...
+
+    def profiled(
+        self, metadata: ModelMetadata, run: Callable[[Variant], int]
+    ) -> tuple[ModelMetadata, Sequence[SoloProfile]]:
+        """The model with its SLO settled, and its solo profiles; `run` runs a variant once, beside whatever
+        else runs, and returns the span (ns)."""
+        ...
+
+
+class TorchExecutor:
+    """Implements the `Executor` port on the CPU. `load` and `unload` may be called from any thread."""
+
+    def __init__(
+        self, clock: Clock, lanes: Sequence[LaneInfo] | None = None, source: TorchSource | None = None
+    ) -> None:
+        self._cores = available_cores()
+        self.lanes = tuple(lanes or lane_layout(min(4, len(self._cores)), len(self._cores)))
+        self.models: dict[str, TorchModel] = {}
+        self._clock = clock
+        self._source = source
+        self._known: dict[str, tuple[Blueprint, ModelSettings]] = {}
+        self._sink: Sink | None = None
+        self._loading = threading.Lock()
+        self._device = torch.device("cpu")
+        self._streams: list[CpuStream] = []
+        self._pump = Pump(len(self.lanes), self._new_stream, clock)
+        self._maintenance: LaneThread[Maintain] = LaneThread(
+            "cotenant-maintenance", frozenset(self._cores), lambda _, action: self._maintained(action)
+        )
+        self._maintenance.start()
+
+    def _new_stream(self, lane: int) -> Stream:
+        cores = core_numbers(self.lanes[lane].units, self._cores)
+        stream = CpuStream(f"cotenant-lane-{lane}", cores, self._clock, lambda: self._pump.wake())
+        self._streams.append(stream)
+        return stream
+
+    # --- models ---------------------------------------------------------------------------------------
+
+    def load(self, blueprint: Blueprint, settings: ModelSettings) -> ModelMetadata:
+        """Make a model servable, every variant run once. Blocks: not for the deciding thread. Raises
+        ValueError naming the model and the reason; a model of the same name stays then."""
+        with self._loading:
+            try:
+                model = prepare(blueprint, settings, self._device)
+                self._warm(model)
+            except Exception as error:
+                raise ValueError(f"model {settings.name!r}: {describe(error)}") from error
+            self._known[settings.name] = (blueprint, settings)
+            self.models[settings.name] = model
+            return model.metadata
+
+    def unload(self, name: str) -> None:
+        """Forget the model; runs under way end undisturbed. Raises ValueError when it is not loaded."""
+        if self.models.pop(name, None) is None:
+            raise ValueError(f"model {name!r} is not loaded")
+        self._pump.forget(name)
+
+    def _warm(self, model: TorchModel) -> None:
+        with torch.inference_mode():
+            for variant in model.metadata.spec.variants():
+                self._check(model, variant, self._run(model, variant))
+
+    def _run(self, model: TorchModel, variant: Variant) -> tuple[torch.Tensor, ...]:
+        state = example_state(model.metadata, variant, self._device)
+        for segment in model.segments:
+            state = segment(*state)
+        return state
+
+    @staticmethod
+    def _check(model: TorchModel, variant: Variant, outputs: Sequence[torch.Tensor]) -> None:
+        declared = model.metadata.outputs
+        if len(outputs) != len(declared):
+            raise ValueError(f"it returns {len(outputs)} tensors, but {len(declared)} outputs are declared")
+        for spec, output in zip(declared, outputs, strict=True):
+            if model.metadata.batched and output.shape[:1] != (variant.rows,):
+                raise ValueError(
+                    f"output '{spec.name}' has shape {list(output.shape)} for {variant.rows} rows, but its "
+                    "first dimension should be the rows; serve it with max_batch = 1"
+                )
+
+    # --- Executor -------------------------------------------------------------------------------------
+
+    def attach(self, sink: Sink) -> None:
+        self._sink = sink
+        self._pump.attach(sink)
+
+    def start(self, dispatch: Dispatch, inputs: Sequence[Tensors]) -> None:
+        model = self.models.get(dispatch.variant.model)
+        if model is None:
+            assert self._sink is not None, "attach() first"
+            now = self._clock.now()
+            error = f"{dispatch.variant.model} is not loaded"
+            self._sink(
+                Completion(
+                    dispatch_id=dispatch.id, lane=dispatch.lane, started_at=now, ended_at=now, error=error
+                )
+            )
+            return
+        self._pump.start(Job(dispatch, inputs, model))
+
+    def preempt(self, dispatch_id: int) -> None:
+        self._pump.preempt(dispatch_id)
+
+    def abort(self, dispatch_id: int, reason: str) -> None:
+        self._pump.abort(dispatch_id, reason)
+
+    def take_results(self, dispatch_id: int) -> Sequence[Tensors] | None:
+        return self._pump.take_results(dispatch_id)
+
+    def maintain(self, action: Maintain) -> None:
+        """Load or unload in a thread of its own. Profiling is done through `profile.measure`, not here."""
+        self._maintenance.put(action)
+
+    def close(self) -> None:
+        self._pump.close()
+        self._maintenance.stop()
+        for stream in self._streams:
+            stream.join(CLOSE_WAIT_S)
+        self._maintenance.join(CLOSE_WAIT_S)
+
+    # --- maintenance ----------------------------------------------------------------------------------
+
+    def _maintained(self, action: Maintain) -> None:
+        error: str | None = None
+        metadata: ModelMetadata | None = None
+        profiles: Sequence[SoloProfile] = ()
+        try:
+            match action.kind:
+                case "load":
+                    metadata, profiles = self._load_and_profile(action.model)
+                case "unload":
+                    self.unload(action.model)
+                case _:
+                    raise ValueError(f"this executor cannot {action.kind}; it can load and unload")
+        except Exception as problem:
+            error = str(problem) if isinstance(problem, ValueError) else describe(problem)
+        assert self._sink is not None, "attach() first"
+        self._sink(
+            MaintenanceDone(
+                maintenance_id=action.id,
+                kind=action.kind,
+                model=action.model,
+                error=error,
+                spec=metadata.spec if metadata else None,
+                profiles=tuple(profiles),
+                metadata=metadata,
+            )
+        )
+
+    def _load_and_profile(self, name: str) -> tuple[ModelMetadata, Sequence[SoloProfile]]:
+        if self._source is None and name not in self._known:
+            raise ValueError(f"unknown model {name!r}")
+        blueprint, settings = self._source.find(name) if self._source else self._known[name]
+        metadata = self.load(blueprint, settings)
+        if self._source is None:
+            return metadata, ()
+        model = self.models[name]
+
+        def run(variant: Variant) -> int:
+            began = self._clock.now()
+            with torch.inference_mode():
+                self._run(model, variant)
+            return self._clock.now() - began
+
+        return self._source.profiled(metadata, run)
