@@ -262,7 +262,8 @@ def main() -> int:
     show(rows, failed)
     if options.json:
         facts = {
-            "echo": rows, "figures": figures(rows), "failed": failed, "seconds": options.seconds, "repeats": options.repeats,
+            "echo": rows, "figures": figures(rows), "failed": failed,
+            "seconds": options.seconds, "repeats": options.repeats,
             "machine": {"cpu": cpu_name(), "cores": os.cpu_count(), "python": platform.python_version()},
             "pins": (ROOT / "requirements" / "peers-echo.txt").read_text().split("\n")[1:-1],
         }  # fmt: skip

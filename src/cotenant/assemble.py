@@ -34,7 +34,7 @@ from cotenant.ports import Executor, LaneInfo, Observer
 from cotenant.predict.solo import SoloPredictor
 from cotenant.profile.drive_lanes import LaneDriver, MeasureError
 from cotenant.profile.export import ScenarioProfile, load_profile, scenario_profile
-from cotenant.profile.measure import Budget, Step, Subject, measure_overhead, measure_pairs, measure_solo
+from cotenant.profile.measure import Budget, Step, Subject, measure_solo
 from cotenant.profile.records import (
     DeviceFingerprint,
     PairRecord,
@@ -174,23 +174,6 @@ def subjects_of(prepared: Prepared) -> list[Subject]:
         )
 
     return [subject(metadata) for metadata in prepared.metadata.values()]
-
-
-def measure_coruns(prepared: Prepared, where: Places, progress: Progress = no_progress) -> ScenarioProfile:
-    """Measure the lane-by-lane slowdowns and the overhead of a dispatch; with the solo profiles they are
-    what a simulated CPU is made of. Blocks for about 0.3 s per pair of models."""
-    driver = LaneDriver(prepared.executor, MonotonicClock())
-    subjects = subjects_of(prepared)
-
-    def told(step: Step) -> None:
-        progress(f"measuring {step.label}", step.n_done, step.n)
-
-    with ProfileStore(where.profiles) as store:
-        pairs = measure_pairs(driver, subjects, device=prepared.device, store=store, progress=told)
-        fastest = min(subjects, key=lambda subject: solo_ns(prepared.profiles, subject.spec))
-        overhead_ns = measure_overhead(driver, fastest)
-        store.put_overhead(overhead_ns, prepared.device)
-    return scenario_profile(prepared.device, prepared.specs, prepared.profiles.records, pairs, overhead_ns)
 
 
 def committed_profile(scenario: Scenario) -> Path:

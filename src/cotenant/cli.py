@@ -80,8 +80,9 @@ def profile(
     store: StoreOption = None,
 ) -> None:
     """Measure the models of a config on this machine and store what was found; resumes where it stopped."""
-    from cotenant.assemble import measure_coruns, prepare
+    from cotenant.assemble import prepare
     from cotenant.catalogue import places
+    from cotenant.experiment.coruns import measure_coruns
     from cotenant.profile.export import to_json
 
     if export is not None and not corun:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from queue import SimpleQueue
 from typing import Any
 
@@ -151,9 +152,9 @@ def test_weights_come_from_the_seed() -> None:
 
 
 def test_an_unknown_model_and_a_loose_axis_are_clear_errors() -> None:
-    with pytest.raises(ValueError, match="'resnet9'.*there are: bert_base"):
+    with pytest.raises(ValueError, match=r"'resnet9'.*there are: bert_base"):
         blueprint("resnet9", small=True)
-    with pytest.raises(ValueError, match="axes .'seq'. need sizes"):
+    with pytest.raises(ValueError, match=r"axes .'seq'. need sizes"):
         prepare(blueprint("embedder", small=True), ModelSettings(name="e"), CPU)
 
 
@@ -166,8 +167,8 @@ def test_cuts_are_contiguous_and_no_other_choice_has_a_shorter_longest_part(
     assert bounds[0] == 0
     assert bounds[-1] == len(spans)
     assert len(bounds) == n + 1
-    assert all(a < b for a, b in zip(bounds, bounds[1:], strict=False))
-    longest = max(sum(spans[a:b]) for a, b in zip(bounds, bounds[1:], strict=False))
+    assert all(a < b for a, b in pairwise(bounds))
+    longest = max(sum(spans[a:b]) for a, b in pairwise(bounds))
 
     def fits(limit: float) -> bool:
         parts, room = 1, limit
@@ -315,8 +316,8 @@ def test_outputs_under_colocation_are_those_of_a_lone_run() -> None:
     def start(number: int, metadata: Any, variant: Variant, inputs: Any, lane: int) -> None:
         executor.start(
             Dispatch(
-                id=number, variant=variant, requests=(), rows=variant.rows, lane=lane, share=1.0, decided_at=0,
-                latest_start_at=None, first_segment=0, end_segment=metadata.spec.n_segments,
+                id=number, variant=variant, requests=(), rows=variant.rows, lane=lane, share=1.0,
+                decided_at=0, latest_start_at=None, first_segment=0, end_segment=metadata.spec.n_segments,
                 prediction=Prediction(
                     issued_at=0, finish_at=(0,) * 5, slo_level=0.99, version=0, corunners=0
                 ),

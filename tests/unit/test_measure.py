@@ -14,7 +14,6 @@ from cotenant.profile.measure import (
     Budget,
     Step,
     Subject,
-    measure_overhead,
     measure_pairs,
     measure_solo,
     summarise,
@@ -170,7 +169,3 @@ def test_pairs_give_the_ratio_beside_each_other_model(tmp_path):
 
 def test_one_lane_has_no_pairs():
     assert measure_pairs(Bench(n_lanes=1).driver, [subject()], device=DEVICE) == []
-
-
-def test_a_device_without_overhead_has_none():
-    assert measure_overhead(Bench().driver, subject(), runs=5) == 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,8 @@ from cotenant.schedule.policy import Policy
 from cotenant.workload.arrivals import generator
 
 INPUTS_PER_MODEL = 8
+TURNAROUND_BACKLOG = 16
+"""Requests that wait while the turnaround of lanes is measured: about as many as deadlines let wait."""
 
 
 async def live_capacity(
@@ -37,17 +40,43 @@ async def live_capacity(
 
     Counted after `warm_s` of saturation: shared machines are faster at first than they can keep up. Raises
     ValueError when a run fails."""
+    done_at = await saturate(prepared, scenario, seconds=warm_s + seconds, backlog=backlog)
+    from_at = done_at[-1] - int(seconds * NS_PER_S) if done_at else 0
+    return sum(1 for at in done_at if at >= from_at) / seconds
+
+
+async def lane_turnaround(prepared: Prepared, scenario: Scenario, *, seconds: float = 3.0) -> int:
+    """Median span (ns) in which a lane stands still between two dispatches of a saturated device: reporting
+    the end, deciding, answering, handing the next one over. Raises ValueError when a run fails."""
+    recorder = Recorder(prepared.executor.lanes)
+    await saturate(prepared, scenario, seconds=seconds, backlog=TURNAROUND_BACKLOG, observers=[recorder])
+    gaps: list[int] = []
+    for lane in prepared.executor.lanes:
+        runs = sorted((o.started_at, o.ended_at) for o in recorder.observations if o.lane == lane.index)
+        gaps += [later[0] - earlier[1] for earlier, later in pairwise(runs)]
+    return max(0, int(np.median(gaps))) if gaps else 0
+
+
+async def saturate(
+    prepared: Prepared,
+    scenario: Scenario,
+    *,
+    seconds: float,
+    backlog: int = 128,
+    observers: Sequence[Observer] = (),
+) -> list[int]:
+    """Keep `backlog` requests of the scenario's mix waiting; returns when each was answered (ns), in order.
+    Raises ValueError when a run fails."""
     clock = MonotonicClock()
-    engine = make_engine(prepared, DeferredEdf(rejects=False), clock=clock)
+    engine = make_engine(prepared, DeferredEdf(rejects=False), clock=clock, observers=observers)
     engine.start()
-    shares = np.asarray(
-        [0.0 if m.job_class is JobClass.BEST_EFFORT else m.rate_per_s for m in scenario.models]
-    )
+    models = [model for model in scenario.models if model.name in prepared.metadata]
+    shares = np.asarray([0.0 if m.job_class is JobClass.BEST_EFFORT else m.rate_per_s for m in models])
+    if not shares.sum():
+        shares = np.ones(len(shares))
     rng = generator(scenario.load.seed, "capacity")
     order = rng.choice(len(shares), size=100_000, p=shares / shares.sum()).tolist()
-    pools = [
-        _inputs(prepared.metadata[model.name], model.rows, scenario.load.seed) for model in scenario.models
-    ]
+    pools = [_inputs(prepared.metadata[model.name], model.rows, scenario.load.seed) for model in models]
     done_at: list[int] = []
     over = asyncio.get_running_loop().create_future()
     n_sent = 0
@@ -55,7 +84,7 @@ async def live_capacity(
     def send() -> None:
         nonlocal n_sent
         index = order[n_sent % len(order)]
-        model, (inputs, axes) = scenario.models[index], pools[index][n_sent % INPUTS_PER_MODEL]
+        model, (inputs, axes) = models[index], pools[index][n_sent % INPUTS_PER_MODEL]
         n_sent += 1
         engine.submit(
             call_id=f"capacity-{n_sent}", model=model.name, inputs=inputs, rows=model.rows, axes=axes,
@@ -73,19 +102,15 @@ async def live_capacity(
         done_at.append(clock.now())
         asyncio.get_running_loop().call_soon(send)
 
-    began = clock.now()
     for _ in range(backlog):
         send()
-    asyncio.get_running_loop().call_later(
-        warm_s + seconds, lambda: None if over.done() else over.set_result(None)
-    )
+    asyncio.get_running_loop().call_later(seconds, lambda: None if over.done() else over.set_result(None))
     try:
         await over
     finally:
         await engine.drain(5.0)
         engine.close_log()
-    from_at = began + int(warm_s * NS_PER_S)
-    return sum(1 for at in done_at if at >= from_at) / seconds
+    return done_at
 
 
 async def run_live(

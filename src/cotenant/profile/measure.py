@@ -246,14 +246,3 @@ def _block(driver: LaneDriver, victim: Subject, aggressor: Subject | None, block
 
 
 # --- overhead -------------------------------------------------------------------------------------
-
-
-def measure_overhead(driver: LaneDriver, subject: Subject, runs: int = 200) -> int:
-    """Median span (ns) from the start of a dispatch to the report of its end, less the time in the lane."""
-    variant, inputs = subject.single, subject.inputs(subject.single)
-    spans: list[int] = []
-    for _ in range(runs):
-        began = driver.clock.now()
-        done = driver.run(subject.spec, variant, inputs)
-        spans.append(driver.clock.now() - began - (done.ended_at - done.started_at))
-    return max(0, round(float(np.median(spans))))

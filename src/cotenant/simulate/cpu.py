@@ -22,7 +22,7 @@ class CpuTruth:
     samples: Mapping[Variant, Sequence[int]]
     slowdown: Mapping[tuple[str, str], float]
     overhead_ns: int = 0
-    """From the decision to the start of the work in the lane."""
+    """From the decision to the start of the work in the lane: nothing runs there meanwhile."""
 
 
 @dataclass(slots=True)
@@ -42,6 +42,7 @@ class SimulatedCpu:
         self._timers = timers
         self._random = random.Random(seed)
         self._runs: dict[int, _Run] = {}
+        self._handed_over: dict[int, tuple[_Run, Callable[[], None]]] = {}
         self._updated_at = timers.now()
         self._call_off: Callable[[], None] | None = None
         self._sink: Sink | None = None
@@ -53,15 +54,29 @@ class SimulatedCpu:
         samples = self._truth.samples.get(dispatch.variant)
         if not samples:
             raise KeyError(f"no measured durations of {dispatch.variant.label}: run `cotenant profile` first")
-        work = self._random.choice(samples) + self._truth.overhead_ns
+        run = _Run(dispatch, self._timers.now(), float(self._random.choice(samples)))
+        if not self._truth.overhead_ns:
+            self._begin(run)
+            return
+        begins_at = self._timers.now() + self._truth.overhead_ns
+        self._handed_over[dispatch.id] = (run, self._timers.call_at(begins_at, lambda: self._begin(run)))
+
+    def _begin(self, run: _Run) -> None:
+        self._handed_over.pop(run.dispatch.id, None)
         self._advance()
-        self._runs[dispatch.lane] = _Run(dispatch, self._timers.now(), float(work))
+        run.started_at = self._timers.now()
+        self._runs[run.dispatch.lane] = run
         self._reschedule()
 
     def preempt(self, dispatch_id: int) -> None:
         """A CPU run has no boundaries: nothing happens."""
 
     def abort(self, dispatch_id: int, reason: str) -> None:
+        if dispatch_id in self._handed_over:
+            run, call_off = self._handed_over.pop(dispatch_id)
+            call_off()
+            self._post(run, error=reason)
+            return
         self._advance()
         for lane, run in list(self._runs.items()):
             if run.dispatch.id == dispatch_id:
@@ -78,6 +93,9 @@ class SimulatedCpu:
 
     def close(self) -> None:
         self._runs.clear()
+        for _, call_off in self._handed_over.values():
+            call_off()
+        self._handed_over.clear()
 
     def _advance(self) -> None:
         now = self._timers.now()
