@@ -232,8 +232,7 @@ class Scheduler:
         ]
         for dispatch, _ in self._suspended:
             if dispatch.variant.model == model:
-                for request in dispatch.requests:
-                    self._settle(request, OutcomeKind.REJECTED, reason)
+                self._drop_suspended(dispatch, OutcomeKind.REJECTED, reason)
         self._suspended = still
         for request in list(queue or ()):
             self._settle(request, OutcomeKind.REJECTED, reason)
@@ -276,8 +275,13 @@ class Scheduler:
         if dispatch.variant.model in self.view.specs:
             self._suspended.append((dispatch, segment))
             return
+        self._drop_suspended(dispatch, OutcomeKind.REJECTED, "not available: model is unloaded")
+
+    def _drop_suspended(self, dispatch: Dispatch, kind: OutcomeKind, reason: str) -> None:
+        """A batch that stopped at a boundary will not go on: the executor need not keep its tensors."""
+        self._actions.append(Abort(dispatch.id, reason))
         for request in dispatch.requests:
-            self._settle(request, OutcomeKind.REJECTED, "not available: model is unloaded")
+            self._settle(request, kind, reason)
 
     def _started(self, dispatch_id: int, started_at: int) -> None:
         flight = self.view.flights.get(dispatch_id)
@@ -348,8 +352,8 @@ class Scheduler:
                 return
             before, segment = self._suspended.pop(0)
             if all(due(request) < self.view.at for request in before.requests):
-                for request in before.requests:
-                    self._settle(request, OutcomeKind.EXPIRED, "deadline passed: while it was suspended")
+                reason = "deadline passed: while it was suspended"
+                self._drop_suspended(before, OutcomeKind.EXPIRED, reason)
                 continue
             snapshot = self.view.snapshot()
             spec = self.view.specs[before.variant.model]

@@ -119,6 +119,7 @@ class Chaos:
         self.settled: dict[str, OutcomeKind] = {}
         self._flying: dict[int, Dispatch] = {}
         self._lost: set[int] = set()
+        self._suspended: set[int] = set()
 
     def step(self, choice: int) -> None:
         """Advance time a little and let one event happen, picked by `choice`."""
@@ -162,6 +163,7 @@ class Chaos:
                 self._send(Wakeup())
             else:
                 break
+        assert not self._suspended, f"tensors of batches that never went on: {sorted(self._suspended)[:5]}"
         missing = set(self._offered) - set(self.settled)
         assert not missing, f"requests never settled: {sorted(missing)[:5]}"
 
@@ -200,6 +202,8 @@ class Chaos:
             stopped = None
         if how == 2:
             self._lost.add(dispatch.lane)
+        if stopped is not None and error is None:
+            self._suspended.add(dispatch.id)
         self._send(
             Completion(
                 dispatch_id=dispatch.id,
@@ -247,10 +251,16 @@ class Chaos:
                 assert on_lane <= self._depth, f"lane {action.lane} is over its depth"
                 assert sum(r.rows for r in action.requests) == action.rows <= action.variant.rows
                 assert all(r.id not in self.settled for r in action.requests), "a settled request is run"
+                assert action.resumes is None or action.resumes in self._suspended, "resumed twice"
+                self._suspended.discard(action.resumes or 0)
                 self._flying[action.id] = action
             case Abort(dispatch_id, _):
-                dispatch = self._flying.pop(dispatch_id)
-                self._send_later(dispatch)
+                dispatch = self._flying.pop(dispatch_id, None)
+                if dispatch is not None:
+                    self._send_later(dispatch)
+                else:
+                    assert dispatch_id in self._suspended, "neither running nor suspended: nothing to abort"
+                    self._suspended.discard(dispatch_id)
             case Maintain():
                 if action.kind == "load":
                     spec = self._specs[action.model]
