@@ -24,6 +24,7 @@ from cotenant.domain import (
 )
 from cotenant.execute.lanes import LaneThread, available_cores, core_numbers, lane_layout
 from cotenant.execute.model import ModelSettings
+from cotenant.execute.torch.cuda import CudaStream, DeviceClock, check_memory
 from cotenant.execute.torch.model import Blueprint, TorchModel, example_state, prepare
 from cotenant.execute.torch.pump import Pump
 from cotenant.execute.torch.stream import CpuStream, Job, Stream, describe
@@ -47,22 +48,37 @@ class TorchSource(Protocol):
         ...
 
 
+def cuda_lanes(n_lanes: int) -> tuple[LaneInfo, ...]:
+    """Lanes of a GPU: they share its compute, and each may hold a dispatch behind the running one."""
+    return tuple(LaneInfo(index=i, units=(0,), depth=1) for i in range(n_lanes))
+
+
 class TorchExecutor:
-    """Implements the `Executor` port on the CPU. `load` and `unload` may be called from any thread."""
+    """Implements the `Executor` port. `load` and `unload` may be called from any thread.
+
+    `device`: `cpu`, or `cuda` with its number; lanes default to one per core, or to four on CUDA."""
 
     def __init__(
-        self, clock: Clock, lanes: Sequence[LaneInfo] | None = None, source: TorchSource | None = None
+        self,
+        clock: Clock,
+        lanes: Sequence[LaneInfo] | None = None,
+        source: TorchSource | None = None,
+        device: str = "cpu",
     ) -> None:
         self._cores = available_cores()
-        self.lanes = tuple(lanes or lane_layout(min(4, len(self._cores)), len(self._cores)))
+        self._device = torch.device(device)
+        on_cpu = self._device.type == "cpu"
+        usual = lane_layout(min(4, len(self._cores)), len(self._cores)) if on_cpu else cuda_lanes(4)
+        self.lanes = tuple(lanes or usual)
         self.models: dict[str, TorchModel] = {}
         self._clock = clock
         self._source = source
         self._known: dict[str, tuple[Blueprint, ModelSettings]] = {}
+        self._current: dict[int, CudaStream] = {}
         self._sink: Sink | None = None
         self._loading = threading.Lock()
-        self._device = torch.device("cpu")
-        self._streams: list[CpuStream] = []
+        self._streams: list[CpuStream | CudaStream] = []
+        self._device_clock = None if on_cpu else DeviceClock(clock, self._device)
         self._pump = Pump(len(self.lanes), self._new_stream, clock)
         self._maintenance: LaneThread[Maintain] = LaneThread(
             "cotenant-maintenance", frozenset(self._cores), lambda _, action: self._maintained(action)
@@ -70,8 +86,16 @@ class TorchExecutor:
         self._maintenance.start()
 
     def _new_stream(self, lane: int) -> Stream:
-        cores = core_numbers(self.lanes[lane].units, self._cores)
-        stream = CpuStream(f"cotenant-lane-{lane}", cores, self._clock, lambda: self._pump.wake())
+        """Also called for a lane that was lost: its models are captured anew, while it is already in use."""
+        stream: CpuStream | CudaStream
+        if self._device_clock is None:
+            cores = core_numbers(self.lanes[lane].units, self._cores)
+            stream = CpuStream(f"cotenant-lane-{lane}", cores, self._clock, lambda: self._pump.wake())
+        else:
+            stream = CudaStream(lane, self._device, self._device_clock, lambda: self._pump.wake())
+            for model in self.models.values():
+                stream.capture(model)
+            self._current[lane] = stream
         self._streams.append(stream)
         return stream
 
@@ -84,6 +108,10 @@ class TorchExecutor:
             try:
                 model = prepare(blueprint, settings, self._device)
                 self._warm(model)
+                if self._current:
+                    check_memory(model, len(self._current))
+                for stream in self._current.values():
+                    stream.capture(model)
             except Exception as error:
                 raise ValueError(f"model {settings.name!r}: {describe(error)}") from error
             self._known[settings.name] = (blueprint, settings)
@@ -95,6 +123,8 @@ class TorchExecutor:
         if self.models.pop(name, None) is None:
             raise ValueError(f"model {name!r} is not loaded")
         self._pump.forget(name)
+        for stream in self._current.values():
+            stream.forget(name)
 
     def _warm(self, model: TorchModel) -> None:
         with torch.inference_mode():
