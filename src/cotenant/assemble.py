@@ -12,10 +12,8 @@ from pathlib import Path
 import numpy as np
 
 from cotenant.catalogue import (
-    ConfiguredModels,
     Places,
     file_if_there,
-    locate,
     settings_of,
     settled,
     solo_ns,
@@ -25,9 +23,8 @@ from cotenant.config import ConfigError, Scenario
 from cotenant.domain import NS_PER_MS, ModelMetadata, ModelSpec
 from cotenant.drive import Log
 from cotenant.engine import Engine
-from cotenant.execute.lanes import available_cores, lane_layout
+from cotenant.execute.lanes import available_cores
 from cotenant.execute.model import example_inputs
-from cotenant.execute.onnx import OnnxExecutor
 from cotenant.execute.onnx_model import inspect
 from cotenant.execute.onnx_session import without_paths
 from cotenant.ports import Executor, LaneInfo, Observer
@@ -44,14 +41,12 @@ from cotenant.profile.records import (
     source_hash,
 )
 from cotenant.profile.store import ProfileStore
+from cotenant.runtimes import cpu_lanes, open_runtime
 from cotenant.schedule.policies import make_policy
 from cotenant.schedule.policy import Policy
 from cotenant.schedule.scheduler import Scheduler
 from cotenant.telemetry.event_log import EventLog, Header
 from cotenant.workload.characterise import OnlineLoadMeter
-
-DEFAULT_CPU_LANES = 4
-"""Most lanes that a CPU gets unless the scenario says otherwise."""
 
 Progress = Callable[[str, int, int], None]
 """Told (what is being done, steps done, steps in all)."""
@@ -83,17 +78,6 @@ class Prepared:
         return {spec.name: solo_ns(self.profiles, spec) / NS_PER_MS for spec in self.specs}
 
 
-def cpu_lanes(scenario: Scenario) -> tuple[LaneInfo, ...]:
-    """The lanes of the host CPU that the scenario asks for."""
-    if scenario.device.kind != "cpu":
-        raise ConfigError(
-            f"{scenario.path}: [device] kind = {scenario.device.kind!r} is not available here; "
-            'this version runs kind = "cpu"'
-        )
-    n_cores = len(available_cores())
-    return lane_layout(scenario.device.lanes or min(DEFAULT_CPU_LANES, n_cores), n_cores)
-
-
 def prepare(
     scenario: Scenario, where: Places, *, progress: Progress = no_progress, budget: Budget | None = None
 ) -> Prepared:
@@ -101,13 +85,12 @@ def prepare(
 
     Blocks for seconds. A model that cannot be loaded is left out, with the reason in `failed`; when none can
     be loaded the first reason is raised."""
-    lanes = cpu_lanes(scenario)
-    device = cpu_fingerprint(lanes, len(available_cores()))
-    executor = OnnxExecutor(MonotonicClock(), lanes, ConfiguredModels(scenario, where, device))
+    runtime = open_runtime(scenario, where)
+    executor = runtime.executor
     prepared = Prepared(
         scenario=scenario,
         executor=executor,
-        device=device,
+        device=runtime.device,
         metadata={},
         sources={},
         profiles=StoredProfiles([], []),
@@ -115,14 +98,12 @@ def prepare(
     for i, model in enumerate(scenario.models):
         progress(f"loading {model.name}", i, len(scenario.models))
         try:
-            path = locate(model, scenario, where)
-            metadata = inspect(path, settings_of(model))
-            executor.load(metadata, path)
+            metadata, source = runtime.load(model)
         except ValueError as error:
             prepared.failed[model.name] = str(error)
             continue
         prepared.metadata[model.name] = metadata
-        prepared.sources[model.name] = source_hash(path)
+        prepared.sources[model.name] = source
     try:
         if not prepared.metadata:
             raise ConfigError(next(iter(prepared.failed.values())))

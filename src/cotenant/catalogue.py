@@ -56,8 +56,8 @@ def locate(model: ModelConfig, scenario: Scenario, where: Places) -> Path:
         except ValueError as error:
             raise ConfigError(f"{scenario.path}: [[model]] {model.name!r} source: {error}") from error
     raise ConfigError(
-        f"{scenario.path}: [[model]] {model.name!r} source: {model.source!r} cannot be served on this CPU "
-        "by this version; use zoo:NAME or the path of an .onnx file"
+        f"{scenario.path}: [[model]] {model.name!r} source: {model.source!r} cannot be served by this "
+        "version; use zoo:NAME, torch:NAME or the path of an .onnx file"
     )
 
 
@@ -113,23 +113,21 @@ def settled(metadata: ModelMetadata, model: ModelConfig, profiles: StoredProfile
 
 
 class ConfiguredModels:
-    """The executor's `Source`: models of the scenario, profiled from the store where it has them."""
+    """Models of a scenario by name, profiled from the store where it has them: what sources of executors
+    share."""
 
     def __init__(self, scenario: Scenario, where: Places, device: DeviceFingerprint) -> None:
         self._scenario = scenario
         self._where = where
         self._device = device
 
-    def find(self, name: str) -> tuple[ModelMetadata, Path]:
-        path = locate(self._model(name), self._scenario, self._where)
-        return inspect(path, settings_of(self._model(name))), path
-
-    def profiled(
-        self, metadata: ModelMetadata, path: Path, run: Callable[[Variant], int]
+    def profiles(
+        self, metadata: ModelMetadata, source: str, run: Callable[[Variant], int]
     ) -> tuple[ModelMetadata, Sequence[SoloProfile]]:
-        """What is not stored is measured beside whatever runs: the faster half of a few runs stands for the
-        solo times until the predictor has learned better, and is not stored."""
-        source = source_hash(path)
+        """The model with its SLO settled, and its solo profiles. What is not stored is measured beside
+        whatever runs: the faster half of a few runs stands for the solo times until the predictor has
+        learned better, and is not stored. `source`: the hash of the model; `run` runs a variant once and
+        returns the span (ns)."""
         with ProfileStore(self._where.profiles) as store:
             stored = [store.get_solo(source, variant, self._device) for variant in metadata.spec.variants()]
         profiles = [
@@ -138,10 +136,24 @@ class ConfiguredModels:
         ]
         table = StoredProfiles([metadata.spec], [])
         table.renew(metadata.spec, profiles)
-        return settled(metadata, self._model(metadata.name), table), profiles
+        return settled(metadata, self.model(metadata.name), table), profiles
 
-    def _model(self, name: str) -> ModelConfig:
+    def model(self, name: str) -> ModelConfig:
+        """The configuration of a model. Raises ValueError when there is none."""
         try:
             return self._scenario.model(name)
         except StopIteration:
             raise ValueError(f"model {name!r} is not in the configuration") from None
+
+
+class OnnxModels(ConfiguredModels):
+    """The ONNX executor's `Source`."""
+
+    def find(self, name: str) -> tuple[ModelMetadata, Path]:
+        path = locate(self.model(name), self._scenario, self._where)
+        return inspect(path, settings_of(self.model(name))), path
+
+    def profiled(
+        self, metadata: ModelMetadata, path: Path, run: Callable[[Variant], int]
+    ) -> tuple[ModelMetadata, Sequence[SoloProfile]]:
+        return self.profiles(metadata, source_hash(path), run)

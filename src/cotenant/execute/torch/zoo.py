@@ -147,13 +147,13 @@ ZOO: dict[str, Entry] = {
 """Name -> entry; the outputs' sizes are those of the large model."""
 
 
-def blueprint(name: str, *, small: bool, seed: int = 0) -> Blueprint:
-    """Make a model of the zoo on the CPU; the same seed gives the same weights. Raises ValueError with the
-    known names."""
+def blueprint(name: str, *, small: bool, seed: int = 0, dtype: torch.dtype | None = None) -> Blueprint:
+    """Make a model of the zoo on the CPU; the same seed gives the same weights. `dtype` replaces the
+    model's own. Raises ValueError with the known names."""
     entry = ZOO.get(name)
     if entry is None:
         raise ValueError(f"there is no torch model {name!r}; there are: {', '.join(sorted(ZOO))}")
-    dtype = torch.float32 if small else entry.dtype
+    dtype = dtype or (torch.float32 if small else entry.dtype)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         module = (entry.small if small else entry.large)(dtype).to(dtype)

@@ -1,0 +1,84 @@
+"""What runs a scenario's models on its device: ONNX Runtime on the CPU, torch on the CPU or on CUDA.
+
+A device has one runtime. Torch is an extra: it is imported only when a scenario asks for it.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from cotenant.catalogue import OnnxModels, Places, locate, settings_of
+from cotenant.clock import MonotonicClock
+from cotenant.config import ConfigError, ModelConfig, Scenario
+from cotenant.domain import ModelMetadata
+from cotenant.execute.lanes import available_cores, lane_layout
+from cotenant.execute.onnx import OnnxExecutor
+from cotenant.execute.onnx_model import inspect
+from cotenant.ports import Executor, LaneInfo
+from cotenant.profile.records import DeviceFingerprint, cpu_fingerprint, source_hash
+
+DEFAULT_CPU_LANES = 4
+"""Most lanes that a CPU gets unless the scenario says otherwise."""
+
+
+class Runtime(Protocol):
+    """An executor and how configured models get into it."""
+
+    @property
+    def executor(self) -> Executor: ...
+
+    @property
+    def device(self) -> DeviceFingerprint: ...
+
+    def load(self, model: ModelConfig) -> tuple[ModelMetadata, str]:
+        """Load a model; returns what its users see of it and a hash of all that it is made of. Blocks.
+        Raises ValueError with the reason."""
+        ...
+
+
+def open_runtime(scenario: Scenario, where: Places) -> Runtime:
+    """The runtime that the scenario's sources and device ask for. Raises ConfigError."""
+    torch = [model.name for model in scenario.models if model.source.startswith("torch:")]
+    others = [model.name for model in scenario.models if not model.source.startswith("torch:")]
+    if torch and others:
+        raise ConfigError(
+            f"{scenario.path}: torch models ({', '.join(torch)}) and ONNX models ({', '.join(others)}) "
+            "cannot share one device in this version; serve them apart"
+        )
+    if torch:
+        try:
+            from cotenant.torch_runtime import TorchRuntime
+        except ImportError as error:
+            raise ConfigError(
+                f"{scenario.path}: [[model]] {torch[0]!r} needs torch ({error}); install cotenant[torch], "
+                "in a checkout with `make torch`"
+            ) from error
+        return TorchRuntime(scenario, where)
+    return OnnxRuntime(scenario, where)
+
+
+def cpu_lanes(scenario: Scenario) -> tuple[LaneInfo, ...]:
+    """The lanes of the host CPU that the scenario asks for."""
+    if scenario.device.kind != "cpu":
+        raise ConfigError(
+            f"{scenario.path}: [device] kind = {scenario.device.kind!r} is not available for ONNX models in "
+            'this version; it runs them with kind = "cpu"'
+        )
+    n_cores = len(available_cores())
+    return lane_layout(scenario.device.lanes or min(DEFAULT_CPU_LANES, n_cores), n_cores)
+
+
+class OnnxRuntime:
+    """ONNX models on the CPU."""
+
+    def __init__(self, scenario: Scenario, where: Places) -> None:
+        self._scenario, self._where = scenario, where
+        lanes = cpu_lanes(scenario)
+        self.device = cpu_fingerprint(lanes, len(available_cores()))
+        self.executor = OnnxExecutor(MonotonicClock(), lanes, OnnxModels(scenario, where, self.device))
+
+    def load(self, model: ModelConfig) -> tuple[ModelMetadata, str]:
+        path = locate(model, self._scenario, self._where)
+        metadata = inspect(path, settings_of(model))
+        self.executor.load(metadata, path)
+        return metadata, source_hash(path)

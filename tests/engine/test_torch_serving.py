@@ -1,0 +1,110 @@
+"""Torch models behind the same engine: loaded, profiled, served, loaded anew."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cotenant.assemble import make_engine, prepare
+from cotenant.catalogue import places
+from cotenant.clock import MonotonicClock
+from cotenant.config import ConfigError, load_scenario
+from cotenant.domain import OutcomeKind
+from cotenant.engine_client import Call, EngineClient, Reply
+from cotenant.execute.model import example_inputs
+from cotenant.local_link import LocalLink
+from cotenant.profile.measure import Budget
+
+CONFIG = """
+[device]
+lanes = 2
+[[model]]
+name = "words"
+source = "torch:embedder-small"
+slo_ms = 2000
+max_batch = 2
+[[model]]
+name = "pictures"
+source = "torch:resnet50-small"
+slo_scale = 50
+slo_ms = 2000
+max_batch = 2
+"""
+QUICK = Budget(per_variant_s=0.02, min_runs=2)
+
+
+def write(tmp_path: Path, text: str = CONFIG) -> Path:
+    path = tmp_path / "server.toml"
+    path.write_text(text)
+    return path
+
+
+@pytest.mark.torch
+def test_torch_models_are_served_and_answer_as_the_module_does(tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+    from cotenant.execute.torch.zoo import blueprint
+
+    prepared = prepare(load_scenario(write(tmp_path)), places(tmp_path), budget=QUICK)
+    rng = np.random.default_rng(3)
+    inputs = {}
+    for name, metadata in prepared.metadata.items():
+        smallest = metadata.spec.variants()[0]
+        inputs[name] = (example_inputs(metadata, smallest, rng), smallest.axes)
+
+    async def serve() -> list[tuple[str, Reply]]:
+        clock = MonotonicClock()
+        engine = make_engine(prepared, clock=clock)
+        engine.start()
+        client = EngineClient(LocalLink(engine, clock))
+        assert await client.unload("words") is None
+        assert await client.load("words") is None
+
+        async def ask(name: str) -> tuple[str, Reply]:
+            tensors, axes = inputs[name]
+            call = Call(
+                id=client.new_id(), model=name, inputs=tensors, rows=1, axes=axes, arrived_at=client.now()
+            )
+            return name, await asyncio.wait_for(client.infer(call), 20)
+
+        return await asyncio.gather(*(ask(name) for name in inputs for _ in range(5)))
+
+    replies = asyncio.run(serve())
+    prepared.executor.close()
+    sources = {"words": "embedder", "pictures": "resnet50"}
+    for name, reply in replies:
+        assert reply.outcome.kind is OutcomeKind.OK
+        assert reply.outputs is not None
+        module = blueprint(sources[name], small=True).module
+        with torch.inference_mode():
+            (expected,) = module(*[torch.from_numpy(array) for array in inputs[name][0].values()])
+        (found,) = reply.outputs.values()
+        assert np.allclose(found, expected.numpy(), rtol=1e-4, atol=1e-5)
+    assert prepared.metadata["words"].spec.slo_ns == 2_000_000_000
+
+
+@pytest.mark.torch
+def test_an_unknown_torch_model_names_the_known_ones(tmp_path: Path) -> None:
+    pytest.importorskip("torch")
+    path = write(tmp_path, '[[model]]\nname = "x"\nsource = "torch:resnet9000"\n')
+    with pytest.raises(ConfigError, match="there is no torch model 'resnet9000'; there are: bert_base"):
+        prepare(load_scenario(path), places(tmp_path))
+
+
+def test_without_torch_the_error_says_what_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in [name for name in sys.modules if name == "cotenant.torch_runtime"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "torch", None)
+    with pytest.raises(ConfigError, match=r"needs torch.*make torch"):
+        prepare(load_scenario(write(tmp_path)), places(tmp_path))
+
+
+def test_torch_and_onnx_models_do_not_share_a_device(tmp_path: Path) -> None:
+    path = write(tmp_path, CONFIG + '[[model]]\nname = "other"\nsource = "zoo:echo"\n')
+    with pytest.raises(ConfigError, match=r"torch models .words, pictures. and ONNX models .other."):
+        prepare(load_scenario(path), places(tmp_path))
