@@ -26,13 +26,13 @@ from cotenant.domain import (
     Dispatch,
     Event,
     Maintain,
-    MaintenanceDone,
     ModelMetadata,
     SoloProfile,
     Variant,
 )
 from cotenant.execute.batch import Array, Batcher
 from cotenant.execute.lanes import LaneThread, available_cores, core_numbers, lane_layout, pinned
+from cotenant.execute.maintenance import Loaded, Maintenance
 from cotenant.execute.model import example_inputs
 from cotenant.execute.onnx_session import LoadedModel, describe, open_session, warm
 from cotenant.ports import LaneInfo, Sink, Tensors
@@ -108,10 +108,9 @@ class OnnxExecutor:
         self._closed = False
         self._loading = threading.Lock()
         self._threads = [self._new_thread(lane) for lane in self.lanes]
-        self._maintenance: LaneThread[Maintain] = LaneThread(
-            "cotenant-maintenance", frozenset(self._cores), lambda _, action: self._maintained(action)
+        self._maintenance = Maintenance(
+            frozenset(self._cores), self._load_and_profile, self.unload, describe, self._post
         )
-        self._maintenance.start()
 
     @property
     def threads_per_lane(self) -> tuple[int, ...]:
@@ -260,33 +259,7 @@ class OnnxExecutor:
             )
         )
 
-    def _maintained(self, action: Maintain) -> None:
-        error: str | None = None
-        metadata: ModelMetadata | None = None
-        profiles: Sequence[SoloProfile] = ()
-        try:
-            match action.kind:
-                case "load":
-                    metadata, profiles = self._load_and_profile(action.model)
-                case "unload":
-                    self.unload(action.model)
-                case _:
-                    raise ValueError(f"this executor cannot {action.kind}; it can load and unload")
-        except Exception as problem:
-            error = str(problem) if isinstance(problem, ValueError) else describe(problem)
-        self._post(
-            MaintenanceDone(
-                maintenance_id=action.id,
-                kind=action.kind,
-                model=action.model,
-                error=error,
-                spec=metadata.spec if metadata else None,
-                profiles=tuple(profiles),
-                metadata=metadata,
-            )
-        )
-
-    def _load_and_profile(self, name: str) -> tuple[ModelMetadata, Sequence[SoloProfile]]:
+    def _load_and_profile(self, name: str) -> Loaded:
         found, path = self._source.find(name)
         self.load(found, path)
         model, random = self.models[name], np.random.default_rng(0)

@@ -16,13 +16,14 @@ from cotenant.clock import Clock
 from cotenant.domain import (
     Completion,
     Dispatch,
+    Event,
     Maintain,
-    MaintenanceDone,
     ModelMetadata,
     SoloProfile,
     Variant,
 )
-from cotenant.execute.lanes import LaneThread, available_cores, core_numbers, lane_layout
+from cotenant.execute.lanes import available_cores, core_numbers, lane_layout
+from cotenant.execute.maintenance import Loaded, Maintenance
 from cotenant.execute.model import ModelSettings
 from cotenant.execute.torch.cuda import CudaStream, DeviceClock, check_memory
 from cotenant.execute.torch.model import Blueprint, TorchModel, example_state, prepare
@@ -80,10 +81,9 @@ class TorchExecutor:
         self._streams: list[CpuStream | CudaStream] = []
         self._device_clock = None if on_cpu else DeviceClock(clock, self._device)
         self._pump = Pump(len(self.lanes), self._new_stream, clock)
-        self._maintenance: LaneThread[Maintain] = LaneThread(
-            "cotenant-maintenance", frozenset(self._cores), lambda _, action: self._maintained(action)
+        self._maintenance = Maintenance(
+            frozenset(self._cores), self._load_and_profile, self.unload, describe, self._post
         )
-        self._maintenance.start()
 
     def _new_stream(self, lane: int) -> Stream:
         """Also called for a lane that was lost: its models are captured anew, while it is already in use."""
@@ -158,10 +158,9 @@ class TorchExecutor:
     def start(self, dispatch: Dispatch, inputs: Sequence[Tensors]) -> None:
         model = self.models.get(dispatch.variant.model)
         if model is None:
-            assert self._sink is not None, "attach() first"
             now = self._clock.now()
             error = f"{dispatch.variant.model} is not loaded"
-            self._sink(
+            self._post(
                 Completion(
                     dispatch_id=dispatch.id, lane=dispatch.lane, started_at=now, ended_at=now, error=error
                 )
@@ -191,34 +190,11 @@ class TorchExecutor:
 
     # --- maintenance ----------------------------------------------------------------------------------
 
-    def _maintained(self, action: Maintain) -> None:
-        error: str | None = None
-        metadata: ModelMetadata | None = None
-        profiles: Sequence[SoloProfile] = ()
-        try:
-            match action.kind:
-                case "load":
-                    metadata, profiles = self._load_and_profile(action.model)
-                case "unload":
-                    self.unload(action.model)
-                case _:
-                    raise ValueError(f"this executor cannot {action.kind}; it can load and unload")
-        except Exception as problem:
-            error = str(problem) if isinstance(problem, ValueError) else describe(problem)
+    def _post(self, event: Event) -> None:
         assert self._sink is not None, "attach() first"
-        self._sink(
-            MaintenanceDone(
-                maintenance_id=action.id,
-                kind=action.kind,
-                model=action.model,
-                error=error,
-                spec=metadata.spec if metadata else None,
-                profiles=tuple(profiles),
-                metadata=metadata,
-            )
-        )
+        self._sink(event)
 
-    def _load_and_profile(self, name: str) -> tuple[ModelMetadata, Sequence[SoloProfile]]:
+    def _load_and_profile(self, name: str) -> Loaded:
         if self._source is None and name not in self._known:
             raise ValueError(f"unknown model {name!r}")
         blueprint, settings = self._source.find(name) if self._source else self._known[name]
