@@ -21,6 +21,9 @@ NAME = re.compile(r"[A-Za-z0-9._-]+\Z")
 CLASSES = {job_class.name.lower(): job_class for job_class in JobClass}
 ARRIVALS = ("poisson", "gamma", "trace")
 KINDS = ("cpu", "twin", "cuda")
+SCHEMES = ("zoo", "torch", "kernels")
+ARCHIVE = ".pt2"
+"""Suffix of `torch.export` archives."""
 
 
 class ConfigError(ValueError):
@@ -76,7 +79,8 @@ class ModelConfig:
     name: str
     """Name in URLs: letters, digits, `.`, `_`, `-`."""
     source: str
-    """`zoo:NAME`, `torch:NAME`, `kernels:FILE.csv#MODEL`, or a path inside the config's folder."""
+    """`zoo:NAME`, `torch:NAME`, `kernels:FILE.csv#MODEL`, a path inside the config's folder (`.onnx`, or a
+    `.pt2` archive), or `module:factory`; the last two need `allow_code`."""
     slo_ms: float | None = None
     """Milliseconds from arrival to answer."""
     slo_scale: float | None = None
@@ -231,13 +235,13 @@ class _Reader:
         elif colon and scheme == "kernels":
             file, _, model = rest.partition("#")
             self._check(bool(file and model), f"{where} source", "must be kernels:FILE.csv#MODEL")
-        elif colon:
+        if (colon and scheme not in SCHEMES) or source.endswith(ARCHIVE):
             self._check(
                 server.allow_code,
                 f"{where} source",
                 f"{source!r} can carry code: set allow_code = true under [server] to accept it",
             )
-        else:
+        if not colon:
             self.inside(source, f"{where} source")
 
     def inside(self, relative: str, where: str) -> Path:

@@ -9,7 +9,7 @@ from typing import Protocol
 
 from cotenant.catalogue import OnnxModels, Places, locate, settings_of
 from cotenant.clock import MonotonicClock
-from cotenant.config import ConfigError, ModelConfig, Scenario
+from cotenant.config import ARCHIVE, ConfigError, ModelConfig, Scenario
 from cotenant.domain import ModelMetadata
 from cotenant.execute.lanes import available_cores, lane_layout
 from cotenant.execute.onnx import OnnxExecutor
@@ -38,8 +38,8 @@ class Runtime(Protocol):
 
 def open_runtime(scenario: Scenario, where: Places) -> Runtime:
     """The runtime that the scenario's sources and device ask for. Raises ConfigError."""
-    torch = [model.name for model in scenario.models if model.source.startswith("torch:")]
-    others = [model.name for model in scenario.models if not model.source.startswith("torch:")]
+    torch = [model.name for model in scenario.models if is_torch(model.source)]
+    others = [model.name for model in scenario.models if not is_torch(model.source)]
     if torch and others:
         raise ConfigError(
             f"{scenario.path}: torch models ({', '.join(torch)}) and ONNX models ({', '.join(others)}) "
@@ -55,6 +55,12 @@ def open_runtime(scenario: Scenario, where: Places) -> Runtime:
             ) from error
         return TorchRuntime(scenario, where)
     return OnnxRuntime(scenario, where)
+
+
+def is_torch(source: str) -> bool:
+    """Whether a source is a torch model: of the torch zoo, an archive, or a factory."""
+    scheme, colon, _ = source.partition(":")
+    return source.endswith(ARCHIVE) or (bool(colon) and scheme not in ("zoo", "kernels"))
 
 
 def cpu_lanes(scenario: Scenario) -> tuple[LaneInfo, ...]:

@@ -11,16 +11,17 @@ import torch
 
 from cotenant.catalogue import ConfiguredModels, Places, settings_of
 from cotenant.clock import MonotonicClock
-from cotenant.config import ConfigError, ModelConfig, Scenario
+from cotenant.config import ARCHIVE, ConfigError, ModelConfig, Scenario
 from cotenant.domain import ModelMetadata, SoloProfile, Variant
 from cotenant.execute.lanes import available_cores, lane_layout
 from cotenant.execute.model import ModelSettings
 from cotenant.execute.torch import architectures
 from cotenant.execute.torch.executor import TorchExecutor, cuda_lanes
+from cotenant.execute.torch.load import from_archive, from_factory
 from cotenant.execute.torch.model import Blueprint
 from cotenant.execute.torch.zoo import blueprint, default_buckets
 from cotenant.ports import LaneInfo
-from cotenant.profile.records import DeviceFingerprint, cpu_fingerprint
+from cotenant.profile.records import DeviceFingerprint, cpu_fingerprint, source_hash
 
 SMALL = "-small"
 CPU_LANES, CUDA_LANES = 4, 8
@@ -34,26 +35,38 @@ class TorchModels(ConfiguredModels):
 
     def find(self, name: str) -> tuple[Blueprint, ModelSettings]:
         model = self.model(name)
-        zoo_name = model.source.removeprefix("torch:")
-        small = zoo_name.endswith(SMALL)
-        zoo_name = zoo_name.removesuffix(SMALL)
-        dtype = None if self.on_cuda else torch.float32
+        settings = settings_of(model)
         try:
-            made = blueprint(zoo_name, small=small, dtype=dtype)
+            if model.source.endswith(ARCHIVE):
+                return from_archive(self.path(model)), settings
+            scheme, _, zoo_name = model.source.partition(":")
+            if scheme != "torch":
+                return from_factory(model.source, self._scenario.folder), settings
+            dtype = None if self.on_cuda else torch.float32
+            made = blueprint(zoo_name.removesuffix(SMALL), small=zoo_name.endswith(SMALL), dtype=dtype)
         except ValueError as error:
             raise ConfigError(f"{self._scenario.path}: [[model]] {name!r} source: {error}") from error
-        settings = settings_of(model)
-        return made, replace(settings, buckets=settings.buckets or default_buckets(zoo_name))
+        buckets = settings.buckets or default_buckets(zoo_name.removesuffix(SMALL))
+        return made, replace(settings, buckets=buckets)
+
+    def path(self, model: ModelConfig) -> Path:
+        """The file of an archive. Raises ValueError when it is not there."""
+        path = self._scenario.folder / model.source
+        if not path.is_file():
+            raise ValueError(f"there is no file {path}")
+        return path
 
     def profiled(
         self, metadata: ModelMetadata, run: Callable[[Variant], int]
     ) -> tuple[ModelMetadata, Sequence[SoloProfile]]:
         return self.profiles(metadata, self.hash(self.model(metadata.name)), run)
 
-    @staticmethod
-    def hash(model: ModelConfig) -> str:
-        """Of the name and the code: weights follow from both."""
-        code = Path(architectures.__file__).read_bytes()
+    def hash(self, model: ModelConfig) -> str:
+        """Of the archive; of a zoo model's name and the code, from which its weights follow; of a factory's
+        name only: what it makes is its own affair."""
+        if model.source.endswith(ARCHIVE):
+            return source_hash(self.path(model))
+        code = Path(architectures.__file__).read_bytes() if model.source.startswith("torch:") else b""
         return hashlib.sha256(model.source.encode() + b"\0" + code).hexdigest()
 
 

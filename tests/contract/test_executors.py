@@ -80,13 +80,13 @@ def make_fake(tmp_path) -> Subject:
     return Subject(FakeExecutor(lane_layout(2, 2), timers, script), pump)
 
 
-def make_torch(tmp_path) -> Subject:
+def make_torch(tmp_path, device: str = "cpu") -> Subject:
     torch = pytest.importorskip("torch")
     from cotenant.execute.torch.executor import TorchExecutor
     from cotenant.execute.torch.model import Blueprint
     from cotenant.execute.torch.zoo import tensor
 
-    executor = TorchExecutor(MonotonicClock(), lane_layout(2, 2))
+    executor = TorchExecutor(MonotonicClock(), lane_layout(2, 2), device=device)
     inputs, outputs = (tensor("x", "FP32", "batch", 4),), (tensor("y", "FP32", "batch", 4),)
     executor.load(
         Blueprint(module=torch.nn.Identity(), inputs=inputs, outputs=outputs), ModelSettings(name="m")
@@ -94,9 +94,20 @@ def make_torch(tmp_path) -> Subject:
     return Subject(executor)
 
 
+def make_cuda(tmp_path) -> Subject:
+    if not pytest.importorskip("torch").cuda.is_available():
+        pytest.skip("no CUDA device")
+    return make_torch(tmp_path, "cuda:0")
+
+
 @pytest.fixture(
-    params=[make_fake, make_onnx, pytest.param(make_torch, marks=pytest.mark.torch)],
-    ids=["fake", "onnx", "torch"],
+    params=[
+        make_fake,
+        make_onnx,
+        pytest.param(make_torch, marks=pytest.mark.torch),
+        pytest.param(make_cuda, marks=pytest.mark.gpu),
+    ],
+    ids=["fake", "onnx", "torch", "cuda"],
 )
 def subject(request, tmp_path) -> Iterator[Subject]:
     made = request.param(tmp_path)

@@ -108,3 +108,87 @@ def test_torch_and_onnx_models_do_not_share_a_device(tmp_path: Path) -> None:
     path = write(tmp_path, CONFIG + '[[model]]\nname = "other"\nsource = "zoo:echo"\n')
     with pytest.raises(ConfigError, match=r"torch models .words, pictures. and ONNX models .other."):
         prepare(load_scenario(path), places(tmp_path))
+
+
+FACTORY = """
+import torch
+from torch import nn
+
+def build():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(4, 3), nn.ReLU()), {"x": torch.zeros(1, 4)}
+
+def wrong():
+    return nn.Linear(4, 3)
+"""
+OWN = """
+[server]
+allow_code = true
+[device]
+lanes = 1
+[[model]]
+name = "own"
+source = "SOURCE"
+slo_ms = 2000
+max_batch = 2
+"""
+
+
+def answer(path: Path, tmp_path: Path, array: np.ndarray) -> np.ndarray:
+    prepared = prepare(load_scenario(path), places(tmp_path), budget=QUICK)
+
+    async def ask() -> Reply:
+        clock = MonotonicClock()
+        engine = make_engine(prepared, clock=clock)
+        engine.start()
+        client = EngineClient(LocalLink(engine, clock))
+        (name,) = [spec.name for spec in prepared.metadata["own"].inputs]
+        call = Call(
+            id="1", model="own", inputs={name: array}, rows=len(array), axes=(), arrived_at=client.now()
+        )
+        return await asyncio.wait_for(client.infer(call), 20)
+
+    reply = asyncio.run(ask())
+    prepared.executor.close()
+    assert reply.outputs is not None
+    (found,) = reply.outputs.values()
+    return found
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("kind", ["factory", "archive"])
+def test_a_users_own_torch_model(tmp_path: Path, kind: str) -> None:
+    torch = pytest.importorskip("torch")
+    (tmp_path / "own.py").write_text(FACTORY)
+    namespace: dict[str, object] = {}
+    exec(FACTORY, namespace)
+    module, _ = namespace["build"]()  # type: ignore[operator]
+    if kind == "archive":
+        rows = torch.export.Dim("rows", min=1, max=64)
+        program = torch.export.export(module, (torch.zeros(3, 4),), dynamic_shapes=({0: rows},))
+        torch.export.save(program, tmp_path / "own.pt2")
+    source = {"factory": "own:build", "archive": "own.pt2"}[kind]
+    path = write(tmp_path, OWN.replace("SOURCE", source))
+    array = np.random.default_rng(1).standard_normal((2, 4)).astype(np.float32)
+    with torch.inference_mode():
+        expected = module(torch.from_numpy(array)).numpy()
+    assert np.allclose(answer(path, tmp_path, array), expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize(
+    ("source", "wanted"),
+    [("own:wrong", "a factory returns"), ("own:absent", "absent"), ("gone.pt2", "there is no file")],
+)
+def test_a_users_own_model_that_cannot_be_loaded_says_why(tmp_path: Path, source: str, wanted: str) -> None:
+    pytest.importorskip("torch")
+    (tmp_path / "own.py").write_text(FACTORY)
+    with pytest.raises(ConfigError, match=wanted):
+        prepare(load_scenario(write(tmp_path, OWN.replace("SOURCE", source))), places(tmp_path))
+
+
+@pytest.mark.parametrize("source", ["own:build", "own.pt2"])
+def test_sources_that_carry_code_need_permission(tmp_path: Path, source: str) -> None:
+    text = OWN.replace("SOURCE", source).replace("allow_code = true", "allow_code = false")
+    with pytest.raises(ConfigError, match="allow_code"):
+        load_scenario(write(tmp_path, text))

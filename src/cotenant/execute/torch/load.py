@@ -1,0 +1,130 @@
+"""Torch models from a user's own code: `torch.export` archives and factories.
+
+Both can run any code when they are loaded (torch's loader may fall back to unpickling), so the configuration
+must allow it. A factory is a function without arguments that returns `(module, inputs)`: an `nn.Module` and
+example tensors by name, in the order of its arguments, the first dimension of each being rows.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from cotenant.domain import TensorSpec
+from cotenant.execute.torch.model import TYPES, Blueprint, Whole
+
+ROWS = 2
+"""Rows at which a factory's module is tried, to see which outputs have them."""
+
+
+def from_archive(path: Path) -> Blueprint:
+    """A model saved by `torch.export.save`. Raises ValueError naming the file and the reason."""
+    try:
+        program: Any = torch.export.load(path)
+        values = {node.name: node.meta.get("val") for node in program.graph.nodes}
+        inputs = tuple(_spec(name, values[name]) for name in program.graph_signature.user_inputs)
+        outputs = tuple(
+            _spec(f"output_{n}", values[name]) for n, name in enumerate(program.graph_signature.user_outputs)
+        )
+        return Blueprint(
+            module=Whole(_Exported(program.module())),
+            inputs=inputs,
+            outputs=outputs,
+            platform="pytorch_export",
+        )
+    except Exception as error:
+        raise ValueError(f"model file {path.name}: {str(error).partition(chr(10))[0]}") from error
+
+
+class _Exported(nn.Module):
+    """An exported module takes no `eval()`; it was exported as it should run."""
+
+    def __init__(self, body: nn.Module) -> None:
+        super().__init__()
+        self.body = body
+
+    def train(self, mode: bool = True) -> _Exported:
+        return self
+
+    def forward(self, *inputs: Tensor) -> Any:
+        return self.body(*inputs)
+
+
+def from_factory(source: str, folder: Path) -> Blueprint:
+    """`module:factory`, the module found in `folder` or among what is installed. Raises ValueError."""
+    module_name, _, factory_name = source.partition(":")
+    try:
+        made = getattr(_module(module_name, folder), factory_name)()
+    except Exception as error:
+        raise ValueError(f"{source}: {type(error).__name__}: {error}") from error
+    if not (isinstance(made, tuple) and len(made) == 2 and isinstance(made[0], nn.Module)):
+        raise ValueError(f"{source}: a factory returns (nn.Module, example inputs by name)")
+    body, examples = made
+    if not (
+        isinstance(examples, Mapping) and examples and all(isinstance(x, Tensor) for x in examples.values())
+    ):
+        raise ValueError(f"{source}: the example inputs must be tensors by name")
+    rows = [x[:1].repeat(ROWS, *(1,) * (x.dim() - 1)) for x in examples.values()]
+    with torch.inference_mode():
+        found = body.eval()(*rows)
+    named = found if isinstance(found, Mapping) else dict(_numbered(found))
+    return Blueprint(
+        module=Whole(body),
+        inputs=tuple(_batched(name, x) for name, x in examples.items()),
+        outputs=tuple(_batched(name, x) for name, x in named.items()),
+    )
+
+
+def _module(name: str, folder: Path) -> Any:
+    """A file of the folder goes before an installed module of the same name; its own name is not taken."""
+    path = folder / (name.replace(".", "/") + ".py")
+    if not path.is_file():
+        return importlib.import_module(name)
+    spec = importlib.util.spec_from_file_location(f"cotenant_models.{name}", path)
+    if spec is None or spec.loader is None:
+        raise ValueError(f"{path.name} cannot be loaded")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def _numbered(found: Any) -> list[tuple[str, Tensor]]:
+    tensors = [found] if isinstance(found, Tensor) else list(found)
+    return [(f"output_{n}", tensor) for n, tensor in enumerate(tensors)]
+
+
+def _batched(name: str, tensor: Tensor) -> TensorSpec:
+    return TensorSpec(
+        name=name,
+        datatype=_datatype(name, tensor.dtype),
+        shape=(-1, *tensor.shape[1:]),
+        axes=("batch", *(None for _ in tensor.shape[1:])),
+    )
+
+
+def _spec(name: str, value: Any) -> TensorSpec:
+    """From a traced value, whose variable sizes are symbols."""
+    if not hasattr(value, "dtype"):
+        raise ValueError(f"'{name}' is no tensor")
+    fixed = [isinstance(size, int) for size in value.shape]
+    return TensorSpec(
+        name=name,
+        datatype=_datatype(name, value.dtype),
+        shape=tuple(size if known else -1 for size, known in zip(value.shape, fixed, strict=True)),
+        axes=tuple(None if known else str(size) for size, known in zip(value.shape, fixed, strict=True)),
+    )
+
+
+def _datatype(name: str, dtype: torch.dtype) -> str:
+    found = TYPES.get(dtype)
+    if found is None:
+        raise ValueError(f"'{name}' has element type {dtype}, which cannot be served")
+    return found
