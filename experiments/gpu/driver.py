@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from itertools import pairwise
 from queue import Empty, SimpleQueue
 from typing import Any
 
@@ -29,6 +30,7 @@ class Ended:
     order: int
     variant: Variant
     lane: int
+    share: float
     in_flight: int
     dispatched_at: int
     started_at: int
@@ -49,7 +51,7 @@ class Driver:
     executor: TorchExecutor
     clock: Clock
     _events: SimpleQueue[Event] = field(default_factory=SimpleQueue)
-    _under_way: dict[int, tuple[int, Variant, int, int, int]] = field(default_factory=dict)
+    _under_way: dict[int, tuple[int, Variant, int, int, int, float]] = field(default_factory=dict)
     _n: int = 0
     _start_ns: list[int] = field(default_factory=list)
     _report_ns: list[int] = field(default_factory=list)
@@ -58,14 +60,16 @@ class Driver:
     def __post_init__(self) -> None:
         self.executor.attach(self._events.put)
 
-    def start(self, lane: int, model: TorchModel, variant: Variant, inputs: Tensors) -> int:
+    def start(
+        self, lane: int, model: TorchModel, variant: Variant, inputs: Tensors, share: float = 1.0
+    ) -> int:
         """Start a dispatch; returns its id."""
         self._n += 1
         at = self.clock.now()
-        self._under_way[self._n] = (lane, variant, at, len(self._under_way), self._n)
+        self._under_way[self._n] = (lane, variant, at, len(self._under_way), self._n, share)
         self.executor.start(
             Dispatch(
-                id=self._n, variant=variant, requests=(), rows=variant.rows, lane=lane, share=1.0,
+                id=self._n, variant=variant, requests=(), rows=variant.rows, lane=lane, share=share,
                 decided_at=at, latest_start_at=None, first_segment=0, end_segment=model.n_segments,
                 prediction=UNKNOWN, snapshot=NOBODY,
             ),
@@ -87,14 +91,15 @@ class Driver:
                 return self._ended(event)
 
     def _ended(self, event: Completion) -> Ended:
-        lane, variant, at, in_flight, order = self._under_way.pop(event.dispatch_id)
+        lane, variant, at, in_flight, order, share = self._under_way.pop(event.dispatch_id)
         if event.error is not None:
             raise RuntimeError(f"{variant.label} on lane {lane} failed: {event.error}")
         seen_at = self.clock.now()
         self._report_ns.append(seen_at - event.ended_at)
         self._begin_ns.append(event.started_at - at)
         return Ended(
-            dispatch_id=event.dispatch_id, order=order, variant=variant, lane=lane, in_flight=in_flight,
+            dispatch_id=event.dispatch_id, order=order, variant=variant, lane=lane,
+            share=share, in_flight=in_flight,
             dispatched_at=at, started_at=event.started_at, ended_at=event.ended_at,
             segment_ends_at=tuple(event.segment_ended_at), seen_at=seen_at,
         )  # fmt: skip
@@ -104,9 +109,9 @@ class Driver:
         taken = {lane for lane, *_ in self._under_way.values()}
         return next(lane.index for lane in self.executor.lanes if lane.index not in taken)
 
-    def run(self, model: TorchModel, variant: Variant, inputs: Tensors) -> Ended:
+    def run(self, model: TorchModel, variant: Variant, inputs: Tensors, share: float = 1.0) -> Ended:
         """One dispatch alone."""
-        self.start(0, model, variant, inputs)
+        self.start(0, model, variant, inputs, share)
         ended: Ended = self.wait()
         self.executor.take_results(ended.dispatch_id)
         return ended
@@ -117,25 +122,45 @@ class Driver:
         self.wait()
         return self.executor.take_results(number)
 
-    def beside(self, victim: Work, aggressor: Work, span_ns: int) -> list[float]:
-        """Spans (ns) of the victim on lane 0 while the aggressor runs back to back on lane 1."""
-        spans: list[float] = []
+    def beside(
+        self, first: Work, second: Work, span_ns: int, shares: tuple[float, float] = (1.0, 1.0)
+    ) -> tuple[list[float], list[float]]:
+        """Spans (ns) of both while the first runs back to back on lane 0 and the second on lane 1. The runs
+        under way when the time is over had company for a part of them only, and do not count."""
+        spans: tuple[list[float], list[float]] = ([], [])
+        work = (first, second)
         until = self.clock.now() + span_ns
-        self.start(1, *aggressor)
-        self.start(0, *victim)
+        for lane in (0, 1):
+            self.start(lane, *work[lane], shares[lane])
         while self._under_way:
             ended = self.wait()
             self.executor.take_results(ended.dispatch_id)
-            if ended.lane == 0:
-                spans.append(ended.span_ns)
-            if self.clock.now() < until or len(spans) < 3:
-                self.start(ended.lane, *(victim if ended.lane == 0 else aggressor))
-        return spans[:-1] or spans
+            if self.clock.now() < until or min(map(len, spans)) < 2:
+                spans[ended.lane].append(ended.span_ns)
+                self.start(ended.lane, *work[ended.lane], shares[ended.lane])
+        return spans
+
+    def back_to_back(self, work: Work, n: int) -> list[float]:
+        """Gaps (ns) between the end of the last segment of a dispatch and the begin of the next one on the
+        same lane, with one staged behind the running one."""
+        ended: list[Ended] = []
+        for _ in range(2):
+            self.start(0, *work)
+        while self._under_way:
+            ended.append(self.wait())
+            self.executor.take_results(ended[-1].dispatch_id)
+            if len(ended) < n:
+                self.start(0, *work)
+        ended.sort(key=lambda run: run.order)
+        return [float(b.started_at - a.segment_ends_at[-1]) for a, b in pairwise(ended)]
 
     def host_facts(self) -> dict[str, float]:
         """Medians (us): the call that starts a dispatch; from it to the start on the device; from the end on
-        the device to the host's knowing."""
+        the device to the host's knowing; launching a ready batch, all its segments and the copy back."""
+        launch_ns = self.executor.launch_ns
         return {
+            "launch_us": float(np.median(launch_ns)) / 1000,
+            "launch_p90_us": float(np.percentile(launch_ns, 90)) / 1000,
             "start_call_us": float(np.median(self._start_ns)) / 1000,
             "to_begin_us": float(np.median(self._begin_ns)) / 1000,
             "to_report_us": float(np.median(self._report_ns)) / 1000,

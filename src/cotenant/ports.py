@@ -120,11 +120,13 @@ class Observer(Protocol):
 class LaneInfo(Struct, frozen=True, kw_only=True, gc=False):
     """One concurrent execution queue. `units` names the compute units it runs on (CPU cores; on a GPU all
     lanes share the same): two lanes without a common unit do not share compute. `depth`: how many
-    dispatches may be staged behind the running one."""
+    dispatches may be staged behind the running one. `shares`: to which parts of the device's compute a
+    dispatch on it can be confined, ascending, 1.0 (all of it) last; any other share is taken as 1.0."""
 
     index: int
     units: tuple[int, ...]
     depth: int = 0
+    shares: tuple[float, ...] = (1.0,)
 
 
 Sink = Callable[[Event], None]

@@ -70,3 +70,37 @@ def test_dispatches_stay_the_same_beside_others(executor) -> None:
         under_way[driver.start(driver.free_lane(), model, variant, work[index][2])] = index
     while under_way:
         del under_way[driver.wait().dispatch_id]
+
+
+def test_a_dispatch_confined_to_some_sms_answers_the_same() -> None:
+    clock = MonotonicClock()
+    confined = TorchExecutor(clock, cuda_lanes(2), device="cuda:0", partitions=True)
+    try:
+        if len(confined.lanes[0].shares) == 1:
+            pytest.skip("no green contexts here")
+        confined.load(blueprint("vit_b16", small=False), ModelSettings(name="vit_b16", max_batch=1))
+        driver, model = Driver(confined, clock), confined.models["vit_b16"]
+        variant = model.metadata.spec.variants()[0]
+        inputs = example_inputs(model.metadata, variant, np.random.default_rng(3))
+        (whole,) = driver.outputs(model, variant, inputs)
+        spans = {}
+        for share in confined.lanes[0].shares:
+            runs = [driver.start(0, model, variant, inputs, share) and driver.wait() for _ in range(20)]
+            (found,) = confined.take_results(runs[-1].dispatch_id)
+            error = np.linalg.norm(found["logits"] - whole["logits"]) / np.linalg.norm(whole["logits"])
+            assert error < 1e-2  # other SMs, perhaps other split of the sums
+            spans[share] = min(run.span_ns for run in runs)
+        assert spans[0.25] > spans[1.0]
+    finally:
+        confined.close()
+
+
+def test_launching_and_gaps_stay_short(executor) -> None:
+    """The figures themselves are recorded by experiments/gpu/run.sh; here only that they are sane."""
+    driver = Driver(executor, MonotonicClock())
+    model = executor.models["dlrm"]
+    variant = model.metadata.spec.variants()[0]
+    inputs = example_inputs(model.metadata, variant, np.random.default_rng(3))
+    gaps = driver.back_to_back((model, variant, inputs), 200)
+    assert len(gaps) == 199
+    assert min(gaps) >= 0

@@ -5,6 +5,7 @@ graph per segment is captured on a stream of the lane's own, so that no two lane
 or an executable graph (which never overlaps itself). Inputs go through pinned memory and a staging copy on
 the device, by a copy stream; outputs the same way back. So while one dispatch runs, the next one's inputs
 arrive. A helper thread per lane assembles batches and cuts results; the pump only launches and asks events.
+A dispatch confined to a share of the SMs replays graphs captured in that partition, on a stream of it.
 
 Times are the device's own, by events, brought to the host's clock by an anchor that is renewed every second
 or so (an event's distance is a float32 of ms: good to a microsecond only over a few seconds).
@@ -27,6 +28,7 @@ from cotenant.clock import Clock
 from cotenant.domain import NS_PER_MS, NS_PER_S, Variant
 from cotenant.execute.batch import Array, Batcher
 from cotenant.execute.torch.model import DTYPES, TorchModel, example_state
+from cotenant.execute.torch.partitions import Ladder, new_stream
 from cotenant.execute.torch.stream import Job, describe
 
 ANCHOR_NS = NS_PER_S
@@ -41,7 +43,7 @@ class DeviceClock:
 
     def __init__(self, clock: Clock, device: torch.device) -> None:
         self._clock = clock
-        self._stream = torch.cuda.Stream(device)
+        self._stream = new_stream(device)
         self._anchored = self._anchor()
 
     def _anchor(self) -> tuple[Any, int]:
@@ -71,10 +73,12 @@ class Slot:
 
 @dataclass(eq=False, slots=True)
 class Captured:
-    """The graphs of one variant on one lane. `states[k]`: what segment k begins with; the last: outputs."""
+    """The graphs of one variant on one lane and share, and the stream they run on. `states[k]`: what segment
+    k begins with; the last: outputs."""
 
     model: TorchModel
     variant: Variant
+    main: Any
     graphs: list[Any]
     states: list[tuple[Tensor, ...]]
     slots: deque[Slot] = field(default_factory=deque)
@@ -113,8 +117,18 @@ class Passage:
     cutting: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class Rung:
+    """The streams of a lane on one share: what runs is launched on `main`, graphs are captured on the other,
+    for nothing may run on a stream that captures."""
+
+    main: Any
+    capturing: Any
+
+
 class CudaStream:
-    """Implements `stream.Stream`. `wake` is called when inputs are staged or results cut."""
+    """Implements `stream.Stream`. `wake` is called when inputs are staged or results cut. With a `ladder`,
+    every variant is captured once per share of it."""
 
     polled = True
 
@@ -126,13 +140,20 @@ class CudaStream:
         wake: Callable[[], None],
         *,
         priority: int = 0,
+        ladder: Ladder | None = None,
     ) -> None:
         self._device, self._clock, self._wake = device, clock, wake
-        self._main = torch.cuda.Stream(device, priority=priority)
-        self._capturing = torch.cuda.Stream(device, priority=priority)
-        self._inward, self._outward = torch.cuda.Stream(device), torch.cuda.Stream(device)
+        self._rungs = {1.0: Rung(new_stream(device, priority), new_stream(device, priority))}
+        for share in ladder.shares[:-1] if ladder is not None else ():
+            streams = [
+                torch.cuda.ExternalStream(ladder.stream(share, lane, priority), device=device)
+                for _ in range(2)
+            ]
+            self._rungs[share] = Rung(*streams)
+        self._last = self._rungs[1.0].main
+        self._inward, self._outward = new_stream(device), new_stream(device)
         self._pool = torch.cuda.graph_pool_handle()
-        self._captured: dict[str, dict[Variant, Captured]] = {}
+        self._captured: dict[str, dict[tuple[Variant, float], Captured]] = {}
         self._events: deque[Any] = deque()
         self._work: SimpleQueue[tuple[Callable[[Job], None], Job] | None] = SimpleQueue()
         self._closed = False
@@ -143,10 +164,11 @@ class CudaStream:
 
     def capture(self, model: TorchModel) -> None:
         """Capture every variant. Blocks; not for the pump's thread. Raises RuntimeError (out of memory)."""
-        made: dict[Variant, Captured] = {}
+        made: dict[tuple[Variant, float], Captured] = {}
         for variant in model.metadata.spec.variants():
-            made[variant] = self._capture(model, variant)
-            made[variant].slots.append(made[variant].slot())
+            for share, rung in self._rungs.items():
+                captured = made[variant, share] = self._capture(model, variant, rung)
+                captured.slots.append(captured.slot())
         self._captured[model.metadata.name] = made
 
     def forget(self, name: str) -> None:
@@ -154,14 +176,15 @@ class CudaStream:
         self._captured.pop(name, None)
 
     @torch.inference_mode()
-    def _capture(self, model: TorchModel, variant: Variant) -> Captured:
+    def _capture(self, model: TorchModel, variant: Variant, rung: Rung) -> Captured:
         state = example_state(model.metadata, variant, self._device)
-        with torch.cuda.stream(self._capturing):
+        rung.capturing.wait_stream(torch.cuda.current_stream(self._device))
+        with torch.cuda.stream(rung.capturing):
             for _ in range(WARM_RUNS):
                 warm = state
                 for segment in model.segments:
                     warm = segment(*warm)
-            self._capturing.synchronize()
+            rung.capturing.synchronize()
             states, graphs = [state], []
             for segment in model.segments:
                 graph = torch.cuda.CUDAGraph()
@@ -172,8 +195,8 @@ class CudaStream:
                     graph.capture_end()
                 graphs.append(graph)
                 states.append(state)
-        self._capturing.synchronize()
-        return Captured(model, variant, graphs, states)
+        rung.capturing.synchronize()
+        return Captured(model, variant, rung.main, graphs, states)
 
     # --- Stream ---------------------------------------------------------------------------------------
 
@@ -184,23 +207,30 @@ class CudaStream:
         passage: Passage = job.state
         captured = passage.captured
         k = job.dispatch.first_segment + job.launched
-        with torch.cuda.stream(self._main):
+        with torch.cuda.stream(captured.main):
             if job.launched == 0:
-                self._main.wait_event(passage.copied)
+                self._follow(captured.main)
+                captured.main.wait_event(passage.copied)
                 source = passage.slot.staged if job.resumed is None else job.resumed[0]
                 for target, tensor in zip(captured.states[k], source, strict=True):
                     target.copy_(tensor, non_blocking=True)
-                passage.began = self._mark(self._main)
+                passage.began = self._mark(captured.main)
             captured.graphs[k].replay()
-            passage.marks.append(self._mark(self._main))
+            passage.marks.append(self._mark(captured.main))
+
+    def _follow(self, stream: Any) -> None:
+        """What is launched on `stream` comes behind all that this lane launched before, on any share."""
+        if stream is not self._last:
+            stream.wait_stream(self._last)
+            self._last = stream
 
     def finish(self, job: Job) -> None:
         passage: Passage = job.state
-        slot = passage.slot
-        with torch.cuda.stream(self._main):
+        slot, main = passage.slot, passage.captured.main
+        with torch.cuda.stream(main):
             for target, tensor in zip(slot.leaving, passage.captured.states[-1], strict=True):
                 target.copy_(tensor, non_blocking=True)
-        self._outward.wait_stream(self._main)
+        self._outward.wait_stream(main)
         with torch.cuda.stream(self._outward):
             for target, tensor in zip(slot.pinned_out, slot.leaving, strict=True):
                 target.copy_(tensor, non_blocking=True)
@@ -223,10 +253,11 @@ class CudaStream:
 
     def keep(self, job: Job) -> Any:
         k = job.dispatch.first_segment + job.launched
-        with torch.inference_mode(), torch.cuda.stream(self._main):
-            kept = tuple(tensor.clone() for tensor in job.state.captured.states[k])
+        captured: Captured = job.state.captured
+        with torch.inference_mode(), torch.cuda.stream(captured.main):
+            kept = tuple(tensor.clone() for tensor in captured.states[k])
         kept_at = torch.cuda.Event()
-        kept_at.record(self._main)
+        kept_at.record(captured.main)
         return kept, kept_at
 
     def close(self) -> None:
@@ -261,7 +292,8 @@ class CudaStream:
 
     def _bring(self, job: Job) -> None:
         """Assemble the batch in pinned memory and begin its copy."""
-        captured = self._captured[job.dispatch.variant.model][job.dispatch.variant]
+        share = job.dispatch.share if job.dispatch.share in self._rungs else 1.0
+        captured = self._captured[job.dispatch.variant.model][job.dispatch.variant, share]
         passage = Passage(captured, captured.slot())
         passage.copied = torch.cuda.Event()
         if job.resumed is None:
@@ -272,7 +304,7 @@ class CudaStream:
         else:
             self._inward.wait_event(job.resumed[1])
             for tensor in job.resumed[0]:
-                tensor.record_stream(self._main)
+                tensor.record_stream(captured.main)
         passage.copied.record(self._inward)
         job.state = passage
         job.staged = True
@@ -303,12 +335,12 @@ def _elements(shape: tuple[int, ...], variant: Variant) -> int:
     return int(np.prod([next(sizes, 1) if size < 0 else size for size in shape]))
 
 
-def check_memory(model: TorchModel, n_lanes: int) -> None:
+def check_memory(model: TorchModel, n_lanes: int, n_shares: int = 1) -> None:
     """Raises ValueError when the device has not the memory for the model's captures."""
     free, _ = torch.cuda.mem_get_info(model.device)
-    needed = memory_needed(model, n_lanes)
+    needed = memory_needed(model, n_lanes) * n_shares
     if needed > MEMORY_SHARE * free:
         raise ValueError(
             f"capturing it on {n_lanes} lanes takes about {needed >> 20} MiB, but {free >> 20} MiB are free; "
-            "lower max_batch or the number of lanes"
+            "lower max_batch, the number of lanes, or the shares"
         )

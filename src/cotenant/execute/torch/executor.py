@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import torch
+from msgspec import structs
 
 from cotenant.clock import Clock
 from cotenant.domain import (
@@ -27,6 +28,7 @@ from cotenant.execute.maintenance import Loaded, Maintenance
 from cotenant.execute.model import ModelSettings
 from cotenant.execute.torch.cuda import CudaStream, DeviceClock, check_memory
 from cotenant.execute.torch.model import Blueprint, TorchModel, example_state, prepare
+from cotenant.execute.torch.partitions import Ladder, open_ladder
 from cotenant.execute.torch.pump import Pump
 from cotenant.execute.torch.stream import CpuStream, Job, Stream, describe
 from cotenant.ports import LaneInfo, Sink, Tensors
@@ -54,10 +56,15 @@ def cuda_lanes(n_lanes: int) -> tuple[LaneInfo, ...]:
     return tuple(LaneInfo(index=i, units=(0,), depth=1) for i in range(n_lanes))
 
 
+def _confinable(lanes: Sequence[LaneInfo], ladder: Ladder | None) -> tuple[LaneInfo, ...]:
+    return tuple(structs.replace(lane, shares=ladder.shares) for lane in lanes) if ladder else tuple(lanes)
+
+
 class TorchExecutor:
     """Implements the `Executor` port. `load` and `unload` may be called from any thread.
 
-    `device`: `cpu`, or `cuda` with its number; lanes default to one per core, or to four on CUDA."""
+    `device`: `cpu`, or `cuda` with its number; lanes default to one per core, or to four on CUDA. With
+    `partitions` dispatches can be confined to the shares that `lanes` then name, if the device has any."""
 
     def __init__(
         self,
@@ -65,12 +72,15 @@ class TorchExecutor:
         lanes: Sequence[LaneInfo] | None = None,
         source: TorchSource | None = None,
         device: str = "cpu",
+        *,
+        partitions: bool = False,
     ) -> None:
         self._cores = available_cores()
         self._device = torch.device(device)
         on_cpu = self._device.type == "cpu"
         usual = lane_layout(min(4, len(self._cores)), len(self._cores)) if on_cpu else cuda_lanes(4)
-        self.lanes = tuple(lanes or usual)
+        self.ladder = open_ladder(self._device) if partitions and not on_cpu else None
+        self.lanes = _confinable(lanes or usual, self.ladder)
         self.models: dict[str, TorchModel] = {}
         self._clock = clock
         self._source = source
@@ -92,7 +102,9 @@ class TorchExecutor:
             cores = core_numbers(self.lanes[lane].units, self._cores)
             stream = CpuStream(f"cotenant-lane-{lane}", cores, self._clock, lambda: self._pump.wake())
         else:
-            stream = CudaStream(lane, self._device, self._device_clock, lambda: self._pump.wake())
+            stream = CudaStream(
+                lane, self._device, self._device_clock, lambda: self._pump.wake(), ladder=self.ladder
+            )
             for model in self.models.values():
                 stream.capture(model)
             self._current[lane] = stream
@@ -109,7 +121,7 @@ class TorchExecutor:
                 model = prepare(blueprint, settings, self._device)
                 self._warm(model)
                 if self._current:
-                    check_memory(model, len(self._current))
+                    check_memory(model, len(self._current), len(self.lanes[0].shares))
                 for stream in self._current.values():
                     stream.capture(model)
             except Exception as error:
@@ -176,6 +188,11 @@ class TorchExecutor:
 
     def take_results(self, dispatch_id: int) -> Sequence[Tensors] | None:
         return self._pump.take_results(dispatch_id)
+
+    @property
+    def launch_ns(self) -> Sequence[int]:
+        """What launching each of the last dispatches took of the host (ns), staging not included."""
+        return tuple(self._pump.launch_ns)
 
     def maintain(self, action: Maintain) -> None:
         """Load or unload in a thread of its own. Profiling is done through `profile.measure`, not here."""

@@ -22,6 +22,8 @@ from cotenant.execute.torch.stream import Job, Stream, describe
 from cotenant.ports import Sink
 
 AHEAD = 2
+TIMED = 10_000
+"""Dispatches whose launching is remembered."""
 POLL_S = 30e-6
 """Pause between polls (s)."""
 
@@ -39,6 +41,7 @@ class Pump:
     """See the module's head. `new_stream(lane)` makes the stream of a lane, also after it was lost."""
 
     def __init__(self, n_lanes: int, new_stream: Callable[[int], Stream], clock: Clock) -> None:
+        self.launch_ns: deque[int] = deque(maxlen=TIMED)
         self._clock = clock
         self._new_stream = new_stream
         self._lanes = [Lane(i, new_stream(i)) for i in range(n_lanes)]
@@ -132,14 +135,20 @@ class Pump:
 
     def _launch(self, lane: Lane, job: Job) -> None:
         """A job that should stop still gets its first segment: then it has a boundary to stop at."""
-        while job.staged and job.error is None and job.launched < job.n_segments:
+        if not job.staged or job.finishing:
+            return
+        began_at = self._clock.now()
+        while job.error is None and job.launched < job.n_segments:
             if (job.stopping and job.launched) or job.launched - len(job.ends_at) >= AHEAD:
-                return
+                break
             self._guarded(job, lane.stream.launch)
             job.launched += 1
-        if job.launched == job.n_segments and not job.finishing:
+        if job.launched == job.n_segments:
             job.finishing = True
             self._guarded(job, lane.stream.finish)
+        job.launch_ns += self._clock.now() - began_at
+        if job.finishing:
+            self.launch_ns.append(job.launch_ns)
 
     def _ended(self, lane: Lane, job: Job) -> bool:
         """Whether the job leaves its lane now; if so its end is told."""

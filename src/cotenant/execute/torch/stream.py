@@ -46,6 +46,8 @@ class Job:
     error: str | None = None
     launched: int = 0
     """Segments launched."""
+    launch_ns: int = 0
+    """What launching them took of the host (ns)."""
     finishing: bool = False
     """Whether copying the outputs back was launched."""
     stopping: bool = False
