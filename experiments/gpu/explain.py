@@ -1,8 +1,8 @@
 """How much of the slowdown the overlap explains: three ridge regressions of log slowdown, out of fold.
 
 `count`: the victim and how many others were in flight at dispatch. `overlap`: the victim and the share of its
-span that each other model was beside it. `segments`: also the shares of its span that its segments were beside
-segments of others, weighted by the products of their demands. Runs alternate between the two folds.
+span that each other model was beside it. `segments`: also the shares of its span that its segments were
+beside segments of others, weighted by the products of their demands. Runs alternate between the two folds.
 """
 
 from __future__ import annotations

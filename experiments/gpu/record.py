@@ -1,4 +1,4 @@
-"""Records what a device does: correctness, solo times, stressors, co-runs under random arrivals, noise, costs.
+"""Records what a device does: outputs, solo times, stressors, co-runs under random arrivals, noise, costs.
 
 How this works. The torch zoo is loaded by the very executor that serves, and dispatches are started on its
 lanes directly, without a scheduler: what is recorded is the device, not a policy. The phases below share the
