@@ -144,12 +144,10 @@ class CudaStream:
     ) -> None:
         self._device, self._clock, self._wake = device, clock, wake
         self._rungs = {1.0: Rung(new_stream(device, priority), new_stream(device, priority))}
-        for share in ladder.shares[:-1] if ladder is not None else ():
-            streams = [
-                torch.cuda.ExternalStream(ladder.stream(share, lane, priority), device=device)
-                for _ in range(2)
-            ]
-            self._rungs[share] = Rung(*streams)
+        if ladder is not None:
+            for share in ladder.shares[:-1]:
+                handles = [ladder.stream(share, lane, priority) for _ in range(2)]
+                self._rungs[share] = Rung(*(torch.cuda.ExternalStream(h, device=device) for h in handles))
         self._last = self._rungs[1.0].main
         self._inward, self._outward = new_stream(device), new_stream(device)
         self._pool = torch.cuda.graph_pool_handle()
