@@ -1,0 +1,272 @@
+"""Data sets of co-runs: read and written.
+
+`BASE.profiles.csv`: `workload[,batch,share],solo_ms,demand_*...,feature_*...`; demands are shares (0..1) of a
+resource used when alone. `BASE.segments.csv` (optional): `workload[,batch,share],index,solo_ms,demand_*`.
+`BASE.coruns.csv` (may be packed, `.zst`): `run,workload[,batch,share][,start_ms],end_ms` and optionally
+`dispatched_ms,lane,units,queue_n,segment_ends_ms`. Rows of one run overlap. Without `start_ms` a run is
+steady: every row's co-runners were there throughout, and `end_ms` is its latency. Columns are found by name,
+in any order; unknown ones are ignored. `units`: compute units of the lane, `;` between them.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from cotenant.domain import Variant
+from cotenant.experiment.packed import read_text, write_packed
+from cotenant.predict.features import FeatureTable, WorkloadFeatures
+
+DEMAND, FEATURE = "demand_", "feature_"
+
+
+class DatasetError(ValueError):
+    """A data set that cannot be used; the message names the file, the line, and what is wrong."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CoRun:
+    """One row: a dispatch that ran beside the others of its run. Times in ms from the begin of the run;
+    `start_ms` is None in a steady run. `queue_n`: others in flight when it was dispatched."""
+
+    run: str
+    variant: Variant
+    share: float
+    end_ms: float
+    start_ms: float | None = None
+    dispatched_ms: float | None = None
+    lane: int | None = None
+    units: tuple[int, ...] = ()
+    queue_n: int | None = None
+    segment_ends_ms: tuple[float, ...] = ()
+
+    @property
+    def span_ms(self) -> float:
+        """From start to end."""
+        return self.end_ms - (self.start_ms or 0.0)
+
+
+@dataclass(slots=True, kw_only=True)
+class Dataset:
+    """Profiles and co-runs. `runs` keeps the order of the file."""
+
+    name: str
+    features: FeatureTable
+    runs: dict[str, list[CoRun]] = field(default_factory=dict)
+
+    @property
+    def steady(self) -> bool:
+        """Whether co-runners were present throughout."""
+        return all(row.start_ms is None for rows in self.runs.values() for row in rows)
+
+    @property
+    def n(self) -> int:
+        """Rows of co-runs."""
+        return sum(map(len, self.runs.values()))
+
+
+def read_dataset(base: Path) -> Dataset:
+    """The data set `BASE`. Raises DatasetError."""
+    profiles = _table(base, "profiles", required=True)
+    segments = _table(base, "segments", required=False)
+    features = _features(base, profiles, segments)
+    dataset = Dataset(name=base.name, features=features)
+    for number, row in enumerate(_table(base, "coruns", required=True), 2):
+        where = f"{base}.coruns.csv, line {number}"
+        entry = _corun(where, row)
+        if not features.has(entry.variant, entry.share):
+            raise DatasetError(
+                f"{where}: no profile of workload {entry.variant.model!r}, batch {entry.variant.rows}, "
+                f"share {entry.share:g}; add it to {base.name}.profiles.csv"
+            )
+        dataset.runs.setdefault(entry.run, []).append(entry)
+    if not dataset.runs:
+        raise DatasetError(f"{base}.coruns.csv: there are no rows")
+    kinds = {row.start_ms is None for rows in dataset.runs.values() for row in rows}
+    if len(kinds) > 1:
+        raise DatasetError(f"{base}.coruns.csv: some rows have start_ms and some have not")
+    return dataset
+
+
+def _table(base: Path, name: str, *, required: bool) -> list[dict[str, str]]:
+    path = base.with_name(f"{base.name}.{name}.csv")
+    try:
+        text = read_text(path)
+    except FileNotFoundError as error:
+        if required:
+            raise DatasetError(str(error)) from error
+        return []
+    except (ValueError, OSError) as error:
+        raise DatasetError(f"{path}: {error}") from error
+    reader = csv.DictReader(io.StringIO(text))
+    rows = []
+    for number, row in enumerate(reader, 2):
+        if None in row or None in row.values():
+            raise DatasetError(f"{path}, line {number}: expected {len(reader.fieldnames or ())} columns")
+        rows.append(row)
+    for column in REQUIRED[name]:
+        if column not in (reader.fieldnames or ()):
+            raise DatasetError(f"{path}: there is no column {column!r}")
+    return rows
+
+
+REQUIRED = {
+    "profiles": ("workload", "solo_ms"),
+    "segments": ("workload", "index", "solo_ms"),
+    "coruns": ("run", "workload", "end_ms"),
+}
+
+
+def _features(
+    base: Path, profiles: Sequence[Mapping[str, str]], segments: Sequence[Mapping[str, str]]
+) -> FeatureTable:
+    resources = tuple(
+        c.removeprefix(DEMAND) for c in (profiles[0] if profiles else ()) if c.startswith(DEMAND)
+    )
+    statics = tuple(
+        c.removeprefix(FEATURE) for c in (profiles[0] if profiles else ()) if c.startswith(FEATURE)
+    )
+    parts: dict[tuple[Variant, float], list[tuple[int, float, tuple[float, ...]]]] = {}
+    for number, row in enumerate(segments, 2):
+        where = f"{base}.segments.csv, line {number}"
+        demands = tuple(_number(where, row, DEMAND + name) for name in resources)
+        index = int(_number(where, row, "index", least=0))
+        parts.setdefault(_key(where, row), []).append((index, _solo(where, row, least=0.0), demands))
+    table = FeatureTable(resources, statics)
+    for number, row in enumerate(profiles, 2):
+        where = f"{base}.profiles.csv, line {number}"
+        variant, share = _key(where, row)
+        found = sorted(parts.get((variant, share), ()))
+        table.add(
+            WorkloadFeatures(
+                variant=variant,
+                share=share,
+                solo_ns=_solo(where, row) * 1e6,
+                demand=tuple(_number(where, row, DEMAND + name) for name in resources),
+                statics=tuple(_number(where, row, FEATURE + name) for name in statics),
+                segment_ns=tuple(solo * 1e6 for _, solo, _ in found),
+                segment_demand=tuple(demands for *_, demands in found),
+            )
+        )
+    return table
+
+
+def _key(where: str, row: Mapping[str, str]) -> tuple[Variant, float]:
+    rows = _number(where, row, "batch", default=1.0, least=1.0)
+    return Variant(row["workload"], int(rows)), _number(where, row, "share", default=1.0)
+
+
+def _corun(where: str, row: Mapping[str, str]) -> CoRun:
+    variant, share = _key(where, row)
+    start = _optional(where, row, "start_ms")
+    end = _number(where, row, "end_ms")
+    if not math.isfinite(end) or end <= (start or 0.0):
+        raise DatasetError(f"{where}: end_ms is {row['end_ms']!r}, but it should be later than the start")
+    lane, queue_n = _optional(where, row, "lane"), _optional(where, row, "queue_n")
+    try:
+        ends = tuple(float(x) for x in (row.get("segment_ends_ms") or "").split(";") if x)
+        units = tuple(int(x) for x in (row.get("units") or "").split(";") if x)
+    except ValueError as error:
+        raise DatasetError(f"{where}: {error}") from error
+    return CoRun(
+        run=row["run"],
+        variant=variant,
+        share=share,
+        start_ms=start,
+        end_ms=end,
+        dispatched_ms=_optional(where, row, "dispatched_ms"),
+        lane=None if lane is None else int(lane),
+        units=units,
+        queue_n=None if queue_n is None else int(queue_n),
+        segment_ends_ms=ends,
+    )
+
+
+def _solo(where: str, row: Mapping[str, str], *, least: float = 1e-9) -> float:
+    return _number(where, row, "solo_ms", least=least)
+
+
+def _number(
+    where: str, row: Mapping[str, str], column: str, *, default: float = math.nan, least: float = -math.inf
+) -> float:
+    text = row.get(column) or ""
+    if not text:
+        if column in ("solo_ms", "end_ms", "index"):
+            raise DatasetError(f"{where}: {column} is empty")
+        return default
+    try:
+        value = float(text)
+    except ValueError:
+        raise DatasetError(f"{where}: {column} is {text!r}, but a number is expected") from None
+    if value < least or (column in ("solo_ms", "end_ms") and not math.isfinite(value)):
+        raise DatasetError(f"{where}: {column} is {text!r}, but it should be at least {least:g}")
+    return value
+
+
+def _optional(where: str, row: Mapping[str, str], column: str) -> float | None:
+    value = _number(where, row, column)
+    return None if math.isnan(value) else value
+
+
+# --- writing ----------------------------------------------------------------------------------------
+
+
+def write_dataset(base: Path, features: FeatureTable, rows: Iterable[CoRun], *, packed: bool = True) -> None:
+    """Write `BASE.*`; the folder is made."""
+    base.parent.mkdir(parents=True, exist_ok=True)
+    demands = [DEMAND + name for name in features.resources]
+    keys = ["workload", "batch", "share"]
+    known = list(features)
+
+    def key(entry: WorkloadFeatures | CoRun) -> list[object]:
+        return [entry.variant.model, entry.variant.rows, f"{entry.share:g}"]
+
+    def numbers(values: Iterable[float]) -> list[str]:
+        return ["" if math.isnan(value) else f"{value:.6g}" for value in values]
+
+    _write(
+        base.with_name(f"{base.name}.profiles.csv"),
+        [*keys, "solo_ms", *demands, *(FEATURE + name for name in features.statics)],
+        ([*key(f), f"{f.solo_ns / 1e6:.6g}", *numbers(f.demand), *numbers(f.statics)] for f in known),
+    )
+    _write(
+        base.with_name(f"{base.name}.segments.csv"),
+        [*keys, "index", "solo_ms", *demands],
+        (
+            [*key(f), k, f"{span / 1e6:.6g}", *numbers(demand)]
+            for f in known
+            for k, (span, demand) in enumerate(zip(f.segment_ns, f.segment_demand, strict=True))
+        ),
+    )
+    _write(
+        base.with_name(f"{base.name}.coruns.csv"),
+        ["run", *keys, "start_ms", "end_ms", "dispatched_ms", "lane", "units", "queue_n", "segment_ends_ms"],
+        (
+            [
+                row.run, *key(row), _ms(row.start_ms), _ms(row.end_ms), _ms(row.dispatched_ms),
+                "" if row.lane is None else row.lane, ";".join(map(str, row.units)),
+                "" if row.queue_n is None else row.queue_n, ";".join(map(_ms, row.segment_ends_ms)),
+            ]
+            for row in rows
+        ),
+        packed=packed,
+    )  # fmt: skip
+
+
+def _ms(value: float | None) -> str:
+    return "" if value is None else f"{value:.4f}"
+
+
+def _write(path: Path, columns: list[str], rows: Iterable[list[object]], *, packed: bool = False) -> None:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(columns)
+    writer.writerows(rows)
+    if packed:
+        write_packed(path, text.getvalue())
+    else:
+        path.write_text(text.getvalue())
