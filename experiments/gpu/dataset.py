@@ -15,7 +15,8 @@ import numpy as np
 from driver import Ended
 
 from cotenant.domain import NS_PER_MS, Variant
-from cotenant.execute.torch.model import RATES, TorchModel
+from cotenant.execute.torch.cost import RATES
+from cotenant.execute.torch.model import TorchModel
 
 
 @dataclass
