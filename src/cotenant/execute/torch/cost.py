@@ -43,7 +43,9 @@ class Cost:
 
 
 class _Operations(TorchDispatchMode):
-    """Counts operations."""
+    """Counts operations; `torch.cond` and the like are one."""
+
+    supports_higher_order_operators = True
 
     def __init__(self) -> None:
         super().__init__()

@@ -95,7 +95,8 @@ class _Run(fx.Interpreter):
             return
         for argument, given in zip(schema.arguments, node.args, strict=False):
             written = argument.alias_info is not None and argument.alias_info.is_write
-            if written and isinstance(given, fx.Node) and given in self.facts.free:
+            tensor = self.env.get(given) if written and isinstance(given, fx.Node) else None
+            if isinstance(tensor, Tensor) and _storage(tensor) in self._weights:
                 raise ValueError(f"it changes its own weights as it runs ({node.target})")
 
     def _cost(self, node: fx.Node, value: Any, flops: float) -> float:

@@ -32,7 +32,8 @@ def from_archive(path: Path) -> Blueprint:
         values = {node.name: node.meta.get("val") for node in program.graph.nodes}
         inputs = tuple(_spec(name, values[name]) for name in program.graph_signature.user_inputs)
         outputs = tuple(
-            _spec(f"output_{n}", values[name]) for n, name in enumerate(program.graph_signature.user_outputs)
+            _spec(f"output_{n}", values.get(name))
+            for n, name in enumerate(program.graph_signature.user_outputs)
         )
         return Blueprint(
             module=flatten(program.module()),

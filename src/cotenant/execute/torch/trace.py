@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from cotenant.execute.torch.cost import Rates
-from cotenant.execute.torch.exported import Exported, flatten
+from cotenant.execute.torch.exported import Exported, flatten, place
 from cotenant.execute.torch.graph_stages import cut_graph
 
 
@@ -34,9 +35,13 @@ def export(module: nn.Module, states: Sequence[tuple[Tensor, ...]]) -> Exported:
         {axis: dynamic for axis in range(tensors[0].dim()) if len({t.shape[axis] for t in tensors}) > 1}
         for tensors in zip(*states, strict=True)
     )
-    with torch.no_grad():
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # advice on writing modules, of no use to who serves one
         program = torch.export.export(module, _copies(states[-1]), dynamic_shapes=(axes,), strict=False)
-    return flatten(program.module())
+    device = states[-1][0].device
+    exported = flatten(program.module()).to(device)  # constants made while tracing are on the CPU
+    place(exported, device)
+    return exported
 
 
 @torch.inference_mode()
