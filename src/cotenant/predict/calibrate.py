@@ -3,27 +3,31 @@
 How this works. A predictor gives the median span of a dispatch; r = log(actual / predicted median) is its
 residual. The calibrator adds log offsets to the median, one per level l:
 
-    offset_l = m + s (z_l + c_l)          m location, s scale, z_l the standard normal quantile, c_l a shift
+    offset_l = m + s (z_l + c_l)      m location, s scale, z_l the standard normal quantile, c_l a shift
 
 m, log(s / sigma) and every c_l are each a sum of terms over the sets that a dispatch belongs to: everyone,
-all dispatches with n co-runners, the model, the model with n co-runners. sigma is the spread of the model's
-profile. One completion moves all terms of its path at once (shares w of one step, summing to 1):
+all with n co-runners, the model, the model with n co-runners. sigma is the spread of the model's profile. One
+completion moves all terms of its path at once (by shares w of one step that sum to 1):
 
     m      += w clip(r - m, 4 s) / (1 + min(n, memory))
     log s  += w (1.25 |clip(r - m, 4 s)| / s - 1) / (1 + min(n, memory))
     c_l    += w rate_l (l if r > issued_l else l - 1)
 
-so a change that hits everything is learned from everyone's completions, and what is peculiar to a small
-group only from its own. That is the pooling: a group without samples has the sum of what its sets have
-shown, and its own term matters in proportion to what it saw. The last line is quantile tracking (Gibbs &
-Candes, Adaptive conformal inference under distribution shift, NeurIPS 2021, eq. 2, on the quantile instead
-of the level; Angelopoulos, Candes & Tibshirani, Conformal PID control, NeurIPS 2023, eq. 4) with one term
-per set a dispatch belongs to. Scored is what was issued, so labels may come late. Summing it over T
-completions of a set that has shifts of its own bounds | misses / T - (1 - l) | by 2 MAX_SHIFT / (w rate_l
-T), whatever the data.
+so a change that hits everything is learned from everyone's completions, and what is peculiar to a group from
+its own. That is the pooling: a group without samples has what its wider sets show, and its own term grows
+with what it saw. The last line is quantile tracking (Gibbs & Candes, Adaptive conformal inference under
+distribution shift, NeurIPS 2021, eq. 2, on the bound instead of the level; Angelopoulos, Candes & Tibshirani,
+Conformal PID control for time series prediction, NeurIPS 2023, section 2) with a term per set. Scored is what
+was issued, so labels may come late. Summed over T completions of a set it says, whatever the data,
+|misses / T - (1 - l)| <= 2 MAX_SHIFT / (w rate_l T), but for what silence, bounds and moves take out.
+
+A move: three innovations of a group in a row clipped on one side are no tail. While such a run lasts the
+location follows the unclipped innovation, and scale and shifts wait, lest they be wound up by what is none of
+their business and take minutes to come down.
 
 Pessimism cannot confirm itself: every term halves in `half_life_s` without observations of its set, after a
-grace of one second, so a silent model returns to its prior (and to what others, still observed, show).
+grace of one second, so a silent model returns to its prior (and to what others, still observed, show); and
+after a bad spell a completion per second brings the bound down faster than silence does.
 """
 
 from __future__ import annotations
@@ -101,7 +105,8 @@ class CalibratorState(msgspec.Struct):
 @dataclass(slots=True)
 class Calibrator:
     """See the module's head. Models are declared first; offsets are asked for at dispatch and handed back
-    with the residual at completion. Deterministic in what it was told; holds 6 terms per model at most."""
+    with the residual at completion. Deterministic in what it was told. Holds a term per set: at most 6 per
+    model and 6 besides."""
 
     config: CalibrateConfig = field(default_factory=CalibrateConfig)
     n_refused: int = 0

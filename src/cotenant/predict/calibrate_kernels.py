@@ -3,7 +3,7 @@
 Equations and their sources stand at the head of `calibrate`. A term is a row of `terms` (n_terms x
 N_COLUMNS); `path` holds the rows of a dispatch from the widest set to the narrowest (everyone, all with n
 co-runners, the model, the model with n co-runners). `levels` is a model's table (4 x N_LEVELS), `settings`
-its numbers. Instants are nanoseconds as floats: exact to 104 days of a monotonic clock, to 2 ns far beyond.
+its numbers. Instants are nanoseconds as floats: exact for 104 days of a monotonic clock, to 2 ns after that.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-import numba
 import numpy as np
+from numba import njit
 from numpy.typing import NDArray
 
 from cotenant.domain import LEVELS
@@ -25,7 +25,8 @@ N_LEVELS = len(LEVELS) + 1
 """`LEVELS` and the model's own level."""
 
 LOCATION, LOG_SCALE, N, LEARNED_AT, WIDENED, WIDENED_AT, RUN, SHIFTS = range(8)
-"""Columns of a term; the shifts of all levels are the last. `RUN`: innovations clipped in a row, signed."""
+"""Columns of a term; the shifts of all levels are the last. `RUN` counts innovations clipped in a row,
+downward ones negative."""
 N_COLUMNS = SHIFTS + N_LEVELS
 
 LEVEL, NORMAL, RATE, ORDER = range(4)
@@ -63,16 +64,16 @@ SHIFT_SHARES = (0.3, 0.0, 0.3, 0.4)
 """Of a step of the shifts."""
 
 
-@numba.njit(cache=True)
+@njit(cache=True)  # type: ignore[untyped-decorator]
 def trust(learned_at: float, settings: Floats, at: float) -> float:
     """How much of a term is still believed (0..1) after the time without observations of its set."""
     idle_ns = at - learned_at - settings[GRACE_NS]
     if idle_ns <= 0.0:
         return 1.0
-    return 0.5 ** (idle_ns / settings[HALF_LIFE_NS])
+    return 0.5 ** (idle_ns / settings[HALF_LIFE_NS])  # type: ignore[no-any-return]
 
 
-@numba.njit(cache=True)
+@njit(cache=True)  # type: ignore[untyped-decorator]
 def offsets_at(
     terms: Floats, path: Rows, levels: Floats, settings: Floats, at: float
 ) -> tuple[float, float, float, float, float]:
@@ -97,7 +98,7 @@ def offsets_at(
     return shifts[0], shifts[1], shifts[2], shifts[3], shifts[4]
 
 
-@numba.njit(cache=True)
+@njit(cache=True)  # type: ignore[untyped-decorator]
 def learn_one(
     terms: Floats,
     path: Rows,
@@ -116,15 +117,16 @@ def learn_one(
         log_scale += terms[row, LOG_SCALE]
     scale = min(MAX_SCALE, max(MIN_SCALE, settings[SIGMA] * math.exp(log_scale)))
     innovation = min(CLIP_SCALES * scale, max(-CLIP_SCALES * scale, residual - location))
-    clipped = innovation != residual - location
+    clipped = abs(residual - location) > CLIP_SCALES * scale
     moving = abs(count_run(terms[path[3]], clipped, innovation)) >= MOVE_RUN
+    move_by = MOVE_GAIN * (residual - location)
     surprise = min(MAX_SURPRISE, 1.25 * abs(innovation) / scale - 1.0)
     if (scale <= MIN_SCALE and surprise < 0.0) or (scale >= MAX_SCALE and surprise > 0.0):
         surprise = 0.0  # the sum of the terms must not run away behind its bound
     for k in range(len(path)):
         term = terms[path[k]]
         if moving:
-            term[LOCATION] += SHARES[k] * MOVE_GAIN * (residual - location)
+            term[LOCATION] += SHARES[k] * move_by
             continue
         n = term[N]
         term[LOCATION] += SHARES[k] * innovation / (1.0 + min(n, settings[MEMORY_LOCATION]))
@@ -135,10 +137,10 @@ def learn_one(
             moved = term[SHIFTS + i] + gain * levels[RATE, i] * (missed - (1.0 - levels[LEVEL, i]))
             term[SHIFTS + i] = min(MAX_SHIFT, max(-MAX_SHIFT, moved))
         term[N] = min(MAX_N, n + 1.0)
-    return clipped
+    return bool(clipped)
 
 
-@numba.njit(cache=True)
+@njit(cache=True)  # type: ignore[untyped-decorator]
 def count_run(term: Any, clipped: bool, innovation: float) -> float:
     """Count innovations clipped in a row, negative ones downwards."""
     if not clipped:
@@ -147,10 +149,10 @@ def count_run(term: Any, clipped: bool, innovation: float) -> float:
         term[RUN] = max(0.0, term[RUN]) + 1.0
     else:
         term[RUN] = min(0.0, term[RUN]) - 1.0
-    return term[RUN]
+    return term[RUN]  # type: ignore[no-any-return]
 
 
-@numba.njit(cache=True)
+@njit(cache=True)  # type: ignore[untyped-decorator]
 def fade(term: Any, settings: Floats, at: float) -> None:
     """Bring one term to the instant `at`: what silence made it forget is gone for good."""
     believed = trust(term[LEARNED_AT], settings, at)
