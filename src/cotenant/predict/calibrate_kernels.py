@@ -64,16 +64,16 @@ SHIFT_SHARES = (0.3, 0.0, 0.3, 0.4)
 """Of a step of the shifts."""
 
 
-@njit(cache=True)  # type: ignore[untyped-decorator]
+@njit(cache=True)
 def trust(learned_at: float, settings: Floats, at: float) -> float:
     """How much of a term is still believed (0..1) after the time without observations of its set."""
     idle_ns = at - learned_at - settings[GRACE_NS]
     if idle_ns <= 0.0:
         return 1.0
-    return 0.5 ** (idle_ns / settings[HALF_LIFE_NS])  # type: ignore[no-any-return]
+    return 0.5 ** (idle_ns / settings[HALF_LIFE_NS])
 
 
-@njit(cache=True)  # type: ignore[untyped-decorator]
+@njit(cache=True)
 def offsets_at(
     terms: Floats, path: Rows, levels: Floats, settings: Floats, at: float
 ) -> tuple[float, float, float, float, float]:
@@ -98,7 +98,7 @@ def offsets_at(
     return shifts[0], shifts[1], shifts[2], shifts[3], shifts[4]
 
 
-@njit(cache=True)  # type: ignore[untyped-decorator]
+@njit(cache=True)
 def learn_one(
     terms: Floats,
     path: Rows,
@@ -140,7 +140,7 @@ def learn_one(
     return bool(clipped)
 
 
-@njit(cache=True)  # type: ignore[untyped-decorator]
+@njit(cache=True)
 def count_run(term: Any, clipped: bool, innovation: float) -> float:
     """Count innovations clipped in a row, negative ones downwards."""
     if not clipped:
@@ -149,10 +149,10 @@ def count_run(term: Any, clipped: bool, innovation: float) -> float:
         term[RUN] = max(0.0, term[RUN]) + 1.0
     else:
         term[RUN] = min(0.0, term[RUN]) - 1.0
-    return term[RUN]  # type: ignore[no-any-return]
+    return term[RUN]
 
 
-@njit(cache=True)  # type: ignore[untyped-decorator]
+@njit(cache=True)
 def fade(term: Any, settings: Floats, at: float) -> None:
     """Bring one term to the instant `at`: what silence made it forget is gone for good."""
     believed = trust(term[LEARNED_AT], settings, at)

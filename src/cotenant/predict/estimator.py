@@ -267,6 +267,26 @@ class Estimator:
             )
         )  # fmt: skip
 
+    def doubt(self, known: Known, rows: Array, begins: Array, ends: Array, span: float, at: int) -> float:
+        """Variance of the log span that comes of not knowing what features say of these pairs. The estimate
+        with the least mean relative error lies below the median by as much (the spread being
+        log-normal)."""
+        shares = np.zeros(len(rows))
+        excess = self.excesses(rows.reshape(1, -1), at)[0] if len(rows) else np.zeros(0)
+        compiled.progress(
+            span, self.pace(known, at), begins, ends, excess, self.crowd(at), shares, np.zeros(MAX_CROWD + 1)
+        )
+        shares = shares * self.pair_map.scale
+        seen = (shares @ self.phi[rows]) @ self.root if len(rows) else np.zeros(1)
+        return float(seen @ seen + (shares**2 * self.rest[rows]).sum()) if len(rows) else 0.0
+
+    def begin_with(self, theta: Array, covariance: Array) -> None:
+        """Start from what a fit has said."""
+        self.theta = theta.copy()
+        values, vectors = np.linalg.eigh(covariance)
+        self.root = np.ascontiguousarray(vectors * np.sqrt(np.maximum(values, 1e-12)))
+        self.version += 1
+
     # --- learning -----------------------------------------------------------------------------------------
 
     def learn(

@@ -36,6 +36,7 @@ from cotenant.predict.estimator import Estimator, EstimatorConfig, Known, PairMa
 from cotenant.predict.features import FeatureTable, WorkloadFeatures
 from cotenant.predict.handover import Handover
 from cotenant.predict.kernel import Array, integrate_all
+from cotenant.predict.pair_map import FEWEST_LABELS, ReducedMap
 
 LEAST_SIGMA, LARGEST_SIGMA, UNPROFILED_SIGMA = 0.03, 0.5, 0.2
 """Spread (log) that a profile is believed to have: bounds, and where there is none."""
@@ -131,19 +132,35 @@ class FluidPredictor:
             features=features,
         )
 
+    name = "fluid"
+
+    def fit(self, observations: Sequence[Observation]) -> None:
+        """Begin anew, from observations: the scales of the pair features from steady pairs among them, the
+        rest run by run in their order."""
+        steady = [o for o in observations if len(o.overlaps) == 1 and o.overlaps[0].ended_at is None]
+        pairs, slowdowns = [], []
+        for o in steady:
+            victim = self.features.of(o.variant, o.share)
+            pairs.append((victim, self.features.of(o.overlaps[0].variant, o.overlaps[0].share)))
+            slowdowns.append((o.ended_at - o.started_at) / victim.solo_ns)
+        reduced = ReducedMap(self.features).fit(pairs, np.array(slowdowns))
+        self.estimator = Estimator(self.features, reduced, self.estimator.lanes, self.config.estimator)
+        self.estimator.begin_with(reduced.theta, reduced.covariance)
+        self._courses = Courses(self.estimator, joiners=self.config.joiners)
+        known = {id(o) for o in steady} if len(pairs) >= FEWEST_LABELS else set()
+        for o in observations:
+            if id(o) not in known:
+                self.learn(o)
+
     def given_overlap(self, observation: Observation) -> float:
         """Span (ns) from start to end that is expected for exactly the overlap that was (steady: an overlap
         without an end lasts throughout)."""
         known = self.estimator.workload(observation.variant, observation.share)
-        span, done, work = self._done(known, observation)
-        return span * work / max(1e-3, done)
-
-    def _done(self, known: Known, o: Observation) -> tuple[float, float, float]:
-        """Span, solo work expected to be done in it, and solo work that was done (ns)."""
-        span = float(o.ended_at - o.started_at)
+        o, span = observation, float(observation.ended_at - observation.started_at)
         rows, begins, ends = self._courses.beside(known, o.lane, o.overlaps, o.started_at, o.ended_at)
         done = self.estimator.work_done(known, rows, begins, ends, span, o.decided_at)
-        return span, done, work_of(known, o)
+        doubt = self.estimator.doubt(known, rows, begins, ends, span, o.decided_at)
+        return span * work_of(known, o) / max(1e-3, done) * math.exp(-doubt)
 
     def _offsets(self, model: str, n_beside: int, at: int) -> Offsets:
         if model not in self._levels:
@@ -180,12 +197,12 @@ class FluidPredictor:
             known, observation.lane, observation.overlaps, observation.started_at, at
         )
         span = float(at - observation.started_at)
-        residual, spread = self.estimator.learn(known, rows, begins, ends, span, work, at)
+        residual, _ = self.estimator.learn(known, rows, begins, ends, span, work, at)
         if not observation.staged:
             self.handover.learn(observation.started_at - observation.decided_at, at)
         if not preempted(observation) and observation.predictions:
             self._calibrate(observation, observation.predictions[0])
-        if self.drift.learn(model, residual / spread):
+        if self.drift.learn(model, residual):
             self.calibrator.widen(at, model)
             self.estimator.loosen(model)
         return self.version
@@ -219,6 +236,7 @@ class FluidPredictor:
             )
         self.estimator.forget(spec.name)
         self.calibrator.forget(spec.name)
+        self.drift.forget(spec.name)
         self._levels.pop(spec.name, None)
         self._solo.clear()
 
