@@ -1,186 +1,225 @@
 """Lays out for the compiled integration what is in flight, what might be dispatched, and who may join.
 
-Progress of what is in flight is derived here, from the last boundary seen and who has run beside it since;
-it is never stored. Arrays are reused from call to call.
+Only indices and instants are gathered here; everything else is looked up and computed in `kernel.forecast`,
+also the progress of what is in flight, from the last boundary seen and who has run beside it since: it is
+never stored. What is remembered from call to call are indices only, so an answer does not depend on what
+was asked before.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from cotenant.domain import NS_PER_S, Candidate, InFlight, LoadEstimate, Overlap, Snapshot, Variant
 from cotenant.predict.estimator import Estimator, Known
-from cotenant.predict.kernel import (
-    AFTER,
-    FIRST,
-    IDLE,
-    LANE,
-    LEFT,
-    LIKELY,
-    MAX_SEGMENTS,
-    N_COLUMNS,
-    N_SEGMENTS,
-    PACE,
-    REFILL,
-    START,
-    TAU,
-    Array,
-)
+from cotenant.predict.kernel import MOST_IN_MIX, Array, forecast
 
-LEAST_LEFT = 0.02
-"""Share of its solo span that a run which should have ended is taken to have left."""
-MOST_IN_MIX = 8
-"""Variants of the mix that joiners are made of."""
 NOBODY = np.array([0.0, 1e12, 0.0, 0.0])
+REMEMBERED = 256
+
+
+@dataclass(slots=True)
+class _Flight:
+    """Indices of a dispatch in flight: its workload, and the rows of the pairs it was in so far."""
+
+    known: Known
+    rows: list[int] = field(default_factory=list)
 
 
 class Courses:
-    """Arrays for `kernel.integrate_all`. In flight first, candidates after."""
+    """Asks `kernel.forecast`. Runs are numbered: in flight first, candidates after."""
 
     def __init__(self, estimator: Estimator, *, joiners: bool = True) -> None:
         self._estimator = estimator
         self._joiners = joiners
-        self._size = 0
-        self._grow(8)
+        self._flights: dict[int, _Flight] = {}
+        self._epoch = -1
+        self._mix: tuple[tuple[Variant, float], ...] = ()
+        self._mix_rows = np.zeros((0, 0, MOST_IN_MIX), np.int64)
+        self._mix_weights = np.zeros(MOST_IN_MIX)
+        self._mix_known: list[Known] = []
+        self._mix_done: set[int] = set()
+        self._weights = np.zeros(len(estimator.table.resources))
 
-    def _grow(self, n: int) -> None:
-        n_resources = len(self._estimator.table.resources)
-        self._size = n
-        self.runs = np.zeros((n, N_COLUMNS))
-        self.segments = np.zeros((n, MAX_SEGMENTS))
-        self.demands = np.zeros((n, MAX_SEGMENTS, n_resources))
-        self.means = np.zeros((n, n_resources))
-
-    def lay_out(self, snapshot: Snapshot, candidates: Sequence[Candidate], handover_ns: float) -> list[Known]:
-        """Fill the arrays; returns the workload of each run."""
+    def finish(self, snapshot: Snapshot, candidates: Sequence[Candidate], handover_ns: float) -> Array:
+        """Finish (ns from the snapshot): row 0 of what is in flight without any candidate, row 1 + c with
+        candidate c, whose own stands in its column."""
         estimator, at = self._estimator, snapshot.at
-        n = len(snapshot.in_flight) + len(candidates)
-        if n > self._size:
-            self._grow(2 * n)
-        self.n = n
+        if estimator.epoch != self._epoch:
+            self._renew()
+        knowns: list[Known] = []
+        lanes: list[int] = []
+        start: list[float] = []
+        after: list[int] = []
+        first: list[int] = []
         last_on: dict[int, int] = {}
-        knowns = []
+        beside: list[tuple[int, int, float, float]] = []
         for i, flight in enumerate(snapshot.in_flight):
-            known = estimator.workload(flight.variant, flight.share)
-            self._place(i, known, at)
-            self._advance(i, known, flight, at)
-            row = self.runs[i]
-            row[AFTER], row[LANE] = last_on.get(flight.lane, -1), flight.lane
+            kept = self._flight(flight)
+            knowns.append(kept.known)
+            begin, segment = self._begin(flight, kept.known, at)
+            if flight.started_at is not None:
+                for row, overlap in zip(kept.rows, flight.overlaps, strict=True):
+                    ended_at = at if overlap.ended_at is None else overlap.ended_at
+                    if ended_at > begin:
+                        beside.append((i, row, float(overlap.began_at - begin), float(ended_at - begin)))
+            lanes.append(flight.lane)
+            start.append(float(begin - at))
+            after.append(last_on.get(flight.lane, -1))
+            first.append(segment)
             last_on[flight.lane] = i
-            knowns.append(known)
-        for i, candidate in enumerate(candidates, len(snapshot.in_flight)):
+        n_in_flight = len(knowns)
+        for candidate in candidates:
             known = estimator.workload(candidate.variant, candidate.share)
-            self._place(i, known, at)
-            row = self.runs[i]
-            after = last_on.get(candidate.lane, -1)
-            row[AFTER], row[LANE] = after, candidate.lane
-            row[START] = handover_ns if after >= 0 else candidate.start_at - at + handover_ns
-            self._skip(i, known, candidate.first_segment)
+            waits = last_on.get(candidate.lane, -1)
             knowns.append(known)
-        self._pairs(knowns, snapshot.load, at)
-        return knowns
+            lanes.append(candidate.lane)
+            start.append(handover_ns + (0.0 if waits >= 0 else max(0, candidate.start_at - at)))
+            after.append(waits)
+            first.append(min(candidate.first_segment, known.n_segments - 1))
+        return self._ask(n_in_flight, knowns, lanes, start, after, first, beside, snapshot)
 
-    def _place(self, i: int, known: Known, at: int) -> None:
-        n = known.n_segments
-        self.segments[i, :n] = known.segment_ns
-        self.demands[i, :n] = known.demand
-        self.means[i] = known.mean_demand
-        row = self.runs[i]
-        row[START], row[AFTER], row[FIRST], row[LEFT] = 0.0, -1, 0, 1.0
-        row[PACE], row[N_SEGMENTS] = self._estimator.pace(known, at), n
+    def _ask(
+        self,
+        n_in_flight: int,
+        knowns: list[Known],
+        lanes: list[int],
+        start: list[float],
+        after: list[int],
+        first: list[int],
+        beside: list[tuple[int, int, float, float]],
+        snapshot: Snapshot,
+    ) -> Array:
+        estimator, tables = self._estimator, self._estimator.tables
+        n = len(knowns)
+        joiners, lane_relations = self._joining(snapshot.load, knowns, lanes)
+        times = np.array([(begin, end) for _, _, begin, end in beside], np.float64).reshape(-1, 2)
+        who = np.array([(i, row) for i, row, _, _ in beside], np.int64).reshape(-1, 2)
+        finish = np.zeros((1 + n - n_in_flight, n))
+        forecast(
+            n_in_flight,
+            np.array([known.index for known in knowns], np.int64),
+            np.array([lanes, after, first], np.int64),
+            np.array(start),
+            who,
+            times,
+            self._pair_rows(knowns, lanes, n_in_flight),
+            self._mix_rows,
+            lane_relations,
+            self._mix_weights,
+            joiners,
+            tables.segments,
+            tables.demands,
+            tables.means,
+            tables.n_segments,
+            tables.own,
+            estimator.crowd_slots,
+            *estimator.beliefs(),
+            float(snapshot.at),
+            self._weights,
+            finish,
+        )
+        return finish
 
-    def _skip(self, i: int, known: Known, n_done: int) -> None:
-        """Begin behind the first `n_done` segments."""
-        if n_done:
-            self.runs[i, FIRST] = min(n_done, known.n_segments - 1)
+    def _pair_rows(self, knowns: list[Known], lanes: list[int], n_in_flight: int) -> Array:
+        """n x n; candidates are alternatives, so no pairs of two of them."""
+        estimator, n = self._estimator, len(knowns)
+        rows = []
+        for i in range(n):
+            victim, lane = knowns[i], lanes[i]
+            rows.append(
+                [
+                    estimator.row(victim, knowns[j], estimator.relation(lane, lanes[j]))
+                    if i != j and (i < n_in_flight or j < n_in_flight)
+                    else -1
+                    for j in range(n)
+                ]
+            )
+        return np.array(rows, np.int64)
 
-    def _advance(self, i: int, known: Known, flight: InFlight, at: int) -> None:
-        """Where a run is: what it has done since its last boundary is taken off its solo work."""
+    @staticmethod
+    def _begin(flight: InFlight, known: Known, at: int) -> tuple[int, int]:
+        """Since when, and from which segment on, its progress is to be derived."""
         if flight.started_at is None:
-            self._skip(i, known, flight.segment)
-            return
-        begin = flight.started_at
+            return at, min(flight.segment, known.n_segments - 1)
         if flight.boundary_at is not None and flight.end_segment == known.n_segments:
-            begin = flight.boundary_at
-            self._skip(i, known, flight.segment)
-        done = self._done(known, flight.lane, flight.overlaps, begin, at)
-        first, n = int(self.runs[i, FIRST]), known.n_segments
-        left = known.segment_ns[first:].sum() - done
-        left = max(left, LEAST_LEFT * known.features.solo_ns)
-        k, behind = n - 1, known.segment_ns[n - 1]
-        while k > first and behind < left:
-            k -= 1
-            behind += known.segment_ns[k]
-        self.runs[i, FIRST] = k
-        self.runs[i, LEFT] = min(1.0, (left - (behind - known.segment_ns[k])) / max(1.0, known.segment_ns[k]))
+            return flight.boundary_at, min(flight.segment, known.n_segments - 1)
+        return flight.started_at, 0
 
-    def _done(self, known: Known, lane: int, overlaps: Sequence[Overlap], begin: int, at: int) -> float:
-        rows, begins, ends = self.beside(known, lane, overlaps, begin, at)
-        return self._estimator.work_done(known, rows, begins, ends, float(at - begin), at)
+    def _flight(self, flight: InFlight) -> _Flight:
+        kept = self._flights.get(flight.dispatch_id)
+        estimator = self._estimator
+        if kept is None or kept.known.features.variant != flight.variant:
+            if len(self._flights) >= REMEMBERED:
+                self._flights.clear()
+            known = estimator.workload(flight.variant, flight.share)
+            kept = self._flights[flight.dispatch_id] = _Flight(known)
+        if len(kept.rows) > len(flight.overlaps):
+            kept.rows.clear()
+        for overlap in flight.overlaps[len(kept.rows) :]:
+            kept.rows.append(self._row(kept.known, flight.lane, overlap))
+        return kept
+
+    def _row(self, known: Known, lane: int, overlap: Overlap) -> int:
+        other = self._estimator.workload(overlap.variant, overlap.share)
+        return self._estimator.row(known, other, self._estimator.relation(lane, overlap.lane))
 
     def beside(
         self, known: Known, lane: int, overlaps: Sequence[Overlap], begin: int, at: int
     ) -> tuple[Array, Array, Array]:
         """Rows of pairs, and from when to when (ns from `begin`) each was there; open ends are at `at`."""
-        estimator = self._estimator
-        n = len(overlaps)
-        rows, begins, ends = np.empty(n, np.int64), np.empty(n), np.empty(n)
-        for k, overlap in enumerate(overlaps):
-            other = estimator.workload(overlap.variant, overlap.share)
-            rows[k] = estimator.row(known, other, estimator.relation(lane, overlap.lane))
-            begins[k] = overlap.began_at - begin
-            ends[k] = (at if overlap.ended_at is None else overlap.ended_at) - begin
-        return rows, begins, ends
+        rows = np.array([self._row(known, lane, overlap) for overlap in overlaps], np.int64)
+        begins = np.array([overlap.began_at - begin for overlap in overlaps], np.float64)
+        ends = [(at if overlap.ended_at is None else overlap.ended_at) - begin for overlap in overlaps]
+        return rows, begins, np.array(ends, np.float64)
 
-    def _pairs(self, knowns: Sequence[Known], load: LoadEstimate | None, at: int) -> None:
-        estimator, n = self._estimator, len(knowns)
-        lanes = [int(lane) for lane in self.runs[:n, LANE]]
-        rows = np.full((n, n), -1, np.int64)
-        for i, known in enumerate(knowns):
-            for j, other in enumerate(knowns):
-                if i != j:
-                    rows[i, j] = estimator.row(known, other, estimator.relation(lanes[i], lanes[j]))
-        self.excess = estimator.excesses(rows, at)
-        self.crowd = estimator.crowd(at)
+    # --- joiners ----------------------------------------------------------------------------------------
+
+    def _renew(self) -> None:
+        self._epoch = self._estimator.epoch
+        self._flights.clear()
+        self._mix = ()
+
+    def _joining(
+        self, load: LoadEstimate | None, knowns: Sequence[Known], lanes: Sequence[int]
+    ) -> tuple[Array, Array]:
+        """How likely lanes are taken, and for each run and lane the relation (column of the mix's rows)."""
+        estimator = self._estimator
         n_lanes = len(estimator.lanes)
         likely = load is not None and load.fill_per_s > 0 and load.span_ns > 0 and bool(load.variants)
-        if not self._joiners or not likely or n_lanes == 0:
-            self.joiners, self.joiner_excess = NOBODY, np.zeros((n, 0))
-            return
-        assert load is not None
+        if load is None or not likely or not self._joiners or not n_lanes:
+            return NOBODY, np.zeros((len(knowns), 0), np.int64)
+        if load.variants is not self._mix:
+            self._take_mix(load.variants)
+        for known in knowns:
+            if known.index not in self._mix_done:
+                self._fill_mix(known)
         leave_per_s = NS_PER_S / load.span_ns
         both = load.fill_per_s + leave_per_s
-        self.joiners = np.zeros(4)
-        self.joiners[LIKELY], self.joiners[TAU] = load.fill_per_s / both, NS_PER_S / both
-        self.joiners[REFILL], self.joiners[IDLE] = load.refill, 0.0
-        self.joiner_excess = self._mean_excess(knowns, lanes, load.variants[:MOST_IN_MIX], at)
+        joiners = np.array([load.fill_per_s / both, NS_PER_S / both, load.refill, 0.0])
+        return joiners, estimator.lane_relations[np.array(lanes)]
 
-    def _mean_excess(
-        self, knowns: Sequence[Known], lanes: Sequence[int], mix: Sequence[tuple[Variant, float]], at: int
-    ) -> Array:
-        """Excess (n x n_lanes) that each run would have beside what is usually dispatched, on each lane."""
+    def _take_mix(self, mix: tuple[tuple[Variant, float], ...]) -> None:
         estimator = self._estimator
-        others = [estimator.workload(variant, 1.0) for variant, _ in mix]
-        weights = np.array([weight for _, weight in mix])
-        weights /= weights.sum()
-        relations = [[estimator.relation(lane, free.index) for free in estimator.lanes] for lane in lanes]
-        found = np.zeros((len(knowns), len(estimator.lanes)))
-        for i, known in enumerate(knowns):
-            for relation in set(relations[i]):
-                rows = np.array([[estimator.row(known, other, relation) for other in others]])
-                mean = float(estimator.excesses(rows, at)[0] @ weights)
-                for lane, mine in enumerate(relations[i]):
-                    if mine == relation:
-                        found[i, lane] = mean
-        return found
+        self._mix = mix
+        self._mix_known = [estimator.workload(variant, 1.0) for variant, _ in mix[:MOST_IN_MIX]]
+        weights = np.array([weight for _, weight in mix[:MOST_IN_MIX]])
+        self._mix_weights = np.zeros(MOST_IN_MIX)
+        self._mix_weights[: len(weights)] = weights / weights.sum()
+        self._mix_done.clear()
 
-    def arrays(self) -> tuple[Array, ...]:
-        """What `integrate_all` takes between `n_in_flight` and `finish`."""
-        n = self.n
-        weights = np.zeros(self.means.shape[1])
-        return (
-            self.runs[:n], self.segments[:n], self.demands[:n], self.means[:n], self.excess, weights,
-            self.crowd, self.joiners, self.joiner_excess,
-        )  # fmt: skip
+    def _fill_mix(self, known: Known) -> None:
+        estimator = self._estimator
+        n_relations = len(estimator.relations)
+        if known.index >= self._mix_rows.shape[0] or n_relations > self._mix_rows.shape[1]:
+            self._mix_rows = np.full((2 * known.index + 8, n_relations, MOST_IN_MIX), -1, np.int64)
+            self._mix_done.clear()
+        for column, relation in enumerate(estimator.relations):
+            for k in range(MOST_IN_MIX):
+                there = k < len(self._mix_known)
+                row = estimator.row(known, self._mix_known[k], relation) if there else -1
+                self._mix_rows[known.index, column, k] = row
+        self._mix_done.add(known.index)

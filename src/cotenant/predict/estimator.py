@@ -30,6 +30,7 @@ from cotenant.predict import estimator_kernels as compiled
 from cotenant.predict.estimator_kernels import (
     HALF_LIFE,
     LEARNED_AT,
+    MAX_CROWD,
     MEAN,
     PRIOR_MEAN,
     PRIOR_VARIANCE,
@@ -39,8 +40,8 @@ from cotenant.predict.estimator_kernels import (
     Array,
 )
 from cotenant.predict.features import FeatureTable, WorkloadFeatures
-from cotenant.predict.kernel import MAX_CROWD, MAX_SEGMENTS
 
+MAX_SEGMENTS = 16
 MOST_ROWS = 4096
 """Pairs whose features are kept; beyond it they are made anew."""
 TERMS_OF_PAIR = 5
@@ -90,15 +91,37 @@ class EstimatorConfig:
 
 @dataclass(slots=True)
 class Known:
-    """A workload as the estimator keeps it. `demand`: n_segments x n_resources, NaN as 0."""
+    """A workload as the estimator keeps it. `rows`: of the pairs in which it is the victim, by
+    `relation << 32 | aggressor`."""
 
     index: int
     features: WorkloadFeatures
     n_segments: int
     segment_ns: Array
-    demand: Array
-    mean_demand: Array
     own: Array
+    rows: dict[int, int] = field(default_factory=dict)
+
+
+class Tables:
+    """Of all workloads, by index: segments (n x MAX_SEGMENTS solo spans, ns), demands (n x MAX_SEGMENTS x
+    n_resources, NaN as 0) and their means, numbers of segments, terms of the pace."""
+
+    def __init__(self, n_resources: int) -> None:
+        self.segments = np.zeros((16, MAX_SEGMENTS))
+        self.demands = np.zeros((16, MAX_SEGMENTS, n_resources))
+        self.means = np.zeros((16, n_resources))
+        self.n_segments = np.zeros(16, np.int64)
+        self.own = np.zeros((16, TERMS_OF_RUN), np.int64)
+
+    def put(self, known: Known, demand: Array) -> None:
+        """Fill the row of a workload."""
+        i, n = known.index, known.n_segments
+        if i >= len(self.segments):
+            for name in ("segments", "demands", "means", "n_segments", "own"):
+                setattr(self, name, _doubled(getattr(self, name)))
+        self.segments[i, :n], self.demands[i, :n] = known.segment_ns, demand
+        self.means[i] = known.segment_ns / known.segment_ns.sum() @ demand
+        self.n_segments[i], self.own[i] = n, known.own
 
 
 @dataclass(slots=True)
@@ -123,7 +146,14 @@ class Estimator:
     _keys: dict[tuple[Hashable, ...], int] = field(default_factory=dict)
     _known: dict[tuple[Variant, float], Known] = field(default_factory=dict)
     _by_index: list[Known] = field(default_factory=list)
-    _rows: dict[tuple[int, int, int], int] = field(default_factory=dict)
+    tables: Tables = field(init=False)
+    relations: list[int] = field(init=False)
+    """Every relation that two lanes can have."""
+    lane_relations: Array = field(init=False)
+    """n_lanes x n_lanes: which of them."""
+    n_rows: int = 0
+    epoch: int = 0
+    """Grows when the rows of pairs are made anew."""
     _relations: dict[tuple[int, int], int] = field(default_factory=dict)
     _names: list[tuple[Hashable, ...]] = field(default_factory=list)
     _out: Array = field(default_factory=lambda: np.zeros(4))
@@ -132,6 +162,11 @@ class Estimator:
         n = self.pair_map.n_features
         self.theta, self.root = np.zeros(n), np.eye(n)
         self.noise = max(self.config.least_noise, self.pair_map.noise)
+        self.tables = Tables(len(self.table.resources))
+        between = [[self.relation(a.index, b.index) for b in self.lanes] for a in self.lanes]
+        self.relations = sorted({relation for row in between for relation in row})
+        columns = [[self.relations.index(relation) for relation in row] for row in between]
+        self.lane_relations = np.array(columns, np.int64).reshape(len(self.lanes), len(self.lanes))
         self.level = np.zeros((64, 6))
         self.phi, self.rest = np.zeros((64, n)), np.zeros(64)
         self.slots = np.zeros((64, TERMS_OF_PAIR), np.int64)
@@ -161,15 +196,15 @@ class Estimator:
             self._slot(("pace", model), 0.0, *pace),
             self._slot(("pace", features.variant.label, features.share), 0.0, pace[0] / 2, pace[1]),
         ]
-        return Known(
+        known = Known(
             index=len(self._by_index),
             features=features,
             n_segments=len(parts),
             segment_ns=weights * features.solo_ns,
-            demand=demand,
-            mean_demand=weights @ demand,
             own=np.array(own, np.int64),
         )
+        self.tables.put(known, demand)
+        return known
 
     def relation(self, lane: int, other: int) -> int:
         """A number for how two lanes lie: 0 unknown, 1 apart, 2 on common units, else the pair of lanes."""
@@ -190,14 +225,15 @@ class Estimator:
 
     def row(self, victim: Known, aggressor: Known, relation: int) -> int:
         """The row of a pair in `phi`, `rest` and `slots`."""
-        key = (victim.index, aggressor.index, relation)
-        row = self._rows.get(key)
+        key = relation << 32 | aggressor.index
+        row = victim.rows.get(key)
         return self._new_row(key, victim, aggressor, relation) if row is None else row
 
-    def _new_row(self, key: tuple[int, int, int], victim: Known, aggressor: Known, relation: int) -> int:
-        if len(self._rows) >= MOST_ROWS:
-            self._rows.clear()
-        row = self._rows[key] = len(self._rows)
+    def _new_row(self, key: int, victim: Known, aggressor: Known, relation: int) -> int:
+        if self.n_rows >= MOST_ROWS:
+            self._clear_rows()
+        row = victim.rows[key] = self.n_rows
+        self.n_rows += 1
         if row >= len(self.phi):
             self.phi, self.rest, self.slots = (_doubled(a) for a in (self.phi, self.rest, self.slots))
         self.phi[row], self.rest[row] = self.pair_map.features(victim.features, aggressor.features)
@@ -217,6 +253,12 @@ class Estimator:
             self._slot(("relation", relation), self._prior_of(relation), 2 * sigma, math.inf),
         ]
         return row
+
+    def _clear_rows(self) -> None:
+        for known in self._by_index:
+            known.rows.clear()
+        self.n_rows = 0
+        self.epoch += 1
 
     def _prior_of(self, relation: int) -> float:
         return self.config.shared_units if relation == 2 and self._has_own_units() else 0.0
@@ -250,10 +292,11 @@ class Estimator:
     def excesses(self, rows: Array, at: int) -> Array:
         """Slowdown - 1 of pairs, rows by n x m indices (negative: 0)."""
         out = np.zeros(rows.shape)
-        compiled.excesses(rows, *self._beliefs(), float(at), out)
+        compiled.excesses(rows, *self.beliefs(), float(at), out)
         return out
 
-    def _beliefs(self) -> tuple[Any, ...]:
+    def beliefs(self) -> tuple[Any, ...]:
+        """What compiled steps take of it."""
         return self.phi, self.slots, self.level, self.theta, self.pair_map.bias, self.pair_map.scale
 
     def work_done(self, known: Known, rows: Array, begins: Array, ends: Array, span: float, at: int) -> float:
@@ -313,7 +356,7 @@ class Estimator:
     def forget(self, model: str) -> None:
         """A model was loaded anew: what was learned of it is its prior again."""
         self._known = {key: known for key, known in self._known.items() if key[0].model != model}
-        self._rows.clear()
+        self._clear_rows()
         labels = (f"{model}[",)
         for key, slot in self._keys.items():
             if any(part == model or (isinstance(part, str) and part.startswith(labels)) for part in key[1:]):

@@ -21,6 +21,8 @@ MEAN, VARIANCE, PRIOR_MEAN, PRIOR_VARIANCE, LEARNED_AT, HALF_LIFE = range(6)
 """Columns of `level`: what is believed; what was believed before anything was seen and is returned to;
 instant (ns) of the last step, half-life (ns) of what was learned when nothing is seen."""
 LARGEST_LOG = 4.0
+MAX_CROWD = 8
+"""Others beyond this many count as so many in `crowd`."""
 LEAST_SLOWDOWN = 0.7
 RESIDUAL, INNOVATION, SPREAD, PROGRESS = range(4)
 """What a learning step gives back: log(measured / predicted given the overlap), that clipped, its standard

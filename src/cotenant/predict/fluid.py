@@ -35,7 +35,7 @@ from cotenant.predict.drift import DriftDetector
 from cotenant.predict.estimator import Estimator, EstimatorConfig, Known, PairMap
 from cotenant.predict.features import FeatureTable, WorkloadFeatures
 from cotenant.predict.handover import Handover
-from cotenant.predict.kernel import Array, integrate_all
+from cotenant.predict.kernel import spread_out
 from cotenant.predict.pair_map import FEWEST_LABELS, ReducedMap
 
 LEAST_SIGMA, LARGEST_SIGMA, UNPROFILED_SIGMA = 0.03, 0.5, 0.2
@@ -105,31 +105,20 @@ class FluidPredictor:
 
     def predict(self, snapshot: Snapshot, candidates: Sequence[Candidate]) -> Forecast:
         at, n_in_flight = snapshot.at, len(snapshot.in_flight)
-        courses = self._courses
-        courses.lay_out(snapshot, candidates, self.handover.at(at))
-        finish = np.zeros((1 + len(candidates), courses.n))
-        integrate_all(n_in_flight, *courses.arrays(), finish)
-        groups = [self._offsets(flight.variant.model, n_in_flight - 1, at) for flight in snapshot.in_flight]
-        elapsed = [at - flight.decided_at for flight in snapshot.in_flight]
-
-        def in_flight(spans: Array) -> list[list[int]]:
-            return [
-                _remaining(at, span, past, offsets)
-                for span, past, offsets in zip(spans.tolist(), elapsed, groups, strict=False)
-            ]
-
-        finish_at, features = [], []
-        for c, candidate in enumerate(candidates):
-            span = float(finish[1 + c, n_in_flight + c])
-            offsets = self._offsets(candidate.variant.model, n_in_flight, at)
-            finish_at.append([at + int(span * math.exp(offset)) for offset in offsets])
-            features.append((span,))
+        finish = self._courses.finish(snapshot, candidates, self.handover.at(at))
+        offsets = [self._offsets(flight.variant.model, n_in_flight - 1, at) for flight in snapshot.in_flight]
+        offsets += [self._offsets(candidate.variant.model, n_in_flight, at) for candidate in candidates]
+        elapsed = np.array([float(at - flight.decided_at) for flight in snapshot.in_flight])
+        quantiles = np.zeros((*finish.shape, SLO_COLUMN + 1), np.int64)
+        if offsets:
+            spread_out(at, n_in_flight, finish, elapsed, np.array(offsets), quantiles)
+        rows = quantiles.tolist()
         return Forecast(
-            finish_at=finish_at,
-            in_flight_finish_at=[in_flight(finish[1 + c, :n_in_flight]) for c in range(len(candidates))],
-            baseline_finish_at=in_flight(finish[0, :n_in_flight]),
+            finish_at=[rows[1 + c][n_in_flight + c] for c in range(len(candidates))],
+            in_flight_finish_at=[row[:n_in_flight] for row in rows[1:]],
+            baseline_finish_at=rows[0][:n_in_flight],
             version=self.version,
-            features=features,
+            features=[(float(finish[1 + c, n_in_flight + c]),) for c in range(len(candidates))],
         )
 
     name = "fluid"
@@ -272,14 +261,6 @@ def possible(observation: Observation) -> bool:
     decided, started, ended = observation.decided_at, observation.started_at, observation.ended_at
     in_order = decided <= started < ended  # false where one is not a number
     return in_order and math.isfinite(ended) and observation.first_segment < observation.end_segment
-
-
-def _remaining(at: int, span: float, past: int, offsets: Offsets) -> list[int]:
-    """Quantiles of the finish of what is in flight. Its whole span has the spread that the offsets say; of
-    a sum of independent parts the rest has the square root of its share."""
-    whole = span + past
-    spread = math.sqrt(max(0.0, span * whole))
-    return [at + max(1, int(span + spread * math.expm1(offset))) for offset in offsets]
 
 
 def _five(offsets: Sequence[float]) -> Offsets:

@@ -20,6 +20,16 @@ from typing import Any
 import numpy as np
 from numba import njit
 
+from cotenant.predict.estimator_kernels import (
+    FLOOR,
+    MAX_CROWD,
+    crowd_factors,
+    excesses,
+    log_beyond,
+    pace,
+    progress,
+)
+
 MAX_SEGMENTS = 16
 START, AFTER, PACE, FIRST, LEFT, LANE, N_SEGMENTS = range(7)
 """Columns of `runs`: begin (ns from now), index of the run it waits for (-1: none), own slowdown factor,
@@ -28,10 +38,11 @@ N_COLUMNS = 7
 LIKELY, TAU, REFILL, IDLE = range(4)
 """Columns of `joiners`: probability that a lane is taken in the long run, time constant (ns), probability
 that a lane is taken again at once when it becomes free, and that an idle lane is taken now."""
-MAX_CROWD = 8
-"""Others beyond this many count as so many in `crowd`."""
+MOST_IN_MIX = 8
+"""Workloads that joiners are made of."""
+LEAST_LEFT = 0.02
+"""Share of its solo span that a run which should have ended is taken to have left."""
 DONE = 1e-6
-FEW = 1e-9
 
 Array = np.ndarray[Any, Any]
 
@@ -172,6 +183,86 @@ def integrate(
 
 
 @njit(cache=True, fastmath=True)
+def forecast(
+    n_in_flight: int, work: Array, places: Array, start: Array, who: Array, times: Array, pair_rows: Array,
+    mix_rows: Array, lane_relations: Array, mix: Array, joiners: Array, all_segments: Array,
+    all_demands: Array, all_means: Array, n_segments: Array, own: Array, crowd_slots: Array, phi: Array,
+    slots: Array, level: Array, theta: Array, bias: float, scale: float, at: float, weights: Array,
+    finish: Array,
+) -> None:  # fmt: skip
+    """Everything from indices to finish times (ns from `at`), as `integrate_all` gives them.
+
+    `work`: workload of each run, a row of the tables `all_*`; `places`: lane, run that it waits for (-1:
+    none), segment it was in at `start` (ns from now: the begin, or the last boundary seen, of what runs).
+    `who`: (run, row of a pair) of others that ran beside what is in flight, and `times` from when to when,
+    ns from that run's start. `pair_rows`: n x n. `mix_rows`: of each workload beside the k-th of the mix,
+    by relation; `lane_relations`: which relation each run has to each lane."""
+    n, n_resources = work.shape[0], all_means.shape[1]
+    runs, segments = np.zeros((n, N_COLUMNS)), np.empty((n, MAX_SEGMENTS))
+    demands, means = np.empty((n, MAX_SEGMENTS, n_resources)), np.empty((n, n_resources))
+    excess = np.empty((n, n))
+    excesses(pair_rows, phi, slots, level, theta, bias, scale, at, excess)
+    crowd = crowd_factors(level, crowd_slots, at)
+    n_lanes = lane_relations.shape[1]
+    joiner_excess = np.zeros((n, n_lanes))
+    by_relation = np.empty(mix_rows.shape[1])
+    for i in range(n):
+        w = work[i]
+        segments[i], demands[i], means[i] = all_segments[w], all_demands[w], all_means[w]
+        runs[i, LANE], runs[i, AFTER], runs[i, FIRST] = places[0, i], places[1, i], places[2, i]
+        runs[i, N_SEGMENTS], runs[i, LEFT], runs[i, START] = n_segments[w], 1.0, max(0.0, start[i])
+        runs[i, PACE] = pace(level, own[w], at)
+        if i < n_in_flight and start[i] < 0.0:
+            _advance(i, -start[i], who, times, runs, segments, n_segments[w], crowd, phi, slots, level, theta,
+                     bias, scale, at)  # fmt: skip
+        if n_lanes:
+            for c in range(mix_rows.shape[1]):
+                by_relation[c] = 0.0
+                for k in range(mix.shape[0]):
+                    if mix[k] > 0.0 and mix_rows[w, c, k] >= 0:
+                        beyond = log_beyond(mix_rows[w, c, k], phi, slots, level, theta, bias, scale, at)
+                        by_relation[c] += mix[k] * (FLOOR - 1.0 + math.exp(beyond))
+            for lane in range(n_lanes):
+                joiner_excess[i, lane] = by_relation[lane_relations[i, lane]]
+    integrate_all(
+        n_in_flight, runs, segments, demands, means, excess, weights, crowd, joiners, joiner_excess, finish
+    )
+
+
+@njit(cache=True, fastmath=True)
+def _advance(
+    i: int, span: float, who: Array, times: Array, runs: Array, segments: Array, n_segments: int,
+    crowd: Array, phi: Array, slots: Array, level: Array, theta: Array, bias: float, scale: float, at: float,
+) -> None:  # fmt: skip
+    """Where run i is `span` ns after its start: what it has done is taken off its solo work; a run that
+    should have ended has `LEAST_LEFT` of it left."""
+    n = 0
+    for k in range(who.shape[0]):
+        n += who[k, 0] == i
+    begins, ends, excess, shares = np.empty(n), np.empty(n), np.empty(n), np.empty(n)
+    m = 0
+    for k in range(who.shape[0]):
+        if who[k, 0] == i:
+            begins[m], ends[m] = times[k, 0], times[k, 1]
+            beyond = log_beyond(who[k, 1], phi, slots, level, theta, bias, scale, at)
+            excess[m] = FLOOR - 1.0 + math.exp(beyond)
+            m += 1
+    done = progress(span, runs[i, PACE], begins, ends, excess, crowd, shares, np.empty(crowd.shape[0]))
+    whole, rest = 0.0, 0.0
+    first = np.int64(runs[i, FIRST])
+    for k in range(n_segments):
+        whole += segments[i, k]
+        if k >= first:
+            rest += segments[i, k]
+    rest = max(rest - done, LEAST_LEFT * whole)
+    for k in range(n_segments - 1, -1, -1):
+        if rest <= segments[i, k] or k == first:
+            runs[i, FIRST], runs[i, LEFT] = k, min(1.0, rest / max(1.0, segments[i, k]))
+            return
+        rest -= segments[i, k]
+
+
+@njit(cache=True, fastmath=True)
 def integrate_all(
     n_in_flight: int,
     runs: Array,
@@ -200,3 +291,20 @@ def integrate_all(
             with_one, runs, segments, demands, means, excess, weights, crowd, joiners, joiner_excess,
             finish[1 + c],
         )  # fmt: skip
+
+
+@njit(cache=True)
+def spread_out(at: int, n_in_flight: int, finish: Array, elapsed: Array, offsets: Array, out: Array) -> None:
+    """Quantiles of finish instants (ns), n_rows x n_runs x n_levels, from medians `finish` (ns from `at`)
+    and log offsets (n_runs x n_levels). A candidate's apply to its whole span. What is in flight has a
+    whole span of what is past and what is left; of a sum of independent parts the rest has the square root
+    of its share of the spread."""
+    for row in range(finish.shape[0]):
+        for i in range(finish.shape[1]):
+            span = finish[row, i]
+            for q in range(offsets.shape[1]):
+                if i < n_in_flight:
+                    spread = math.sqrt(max(0.0, span * (span + elapsed[i])))
+                    out[row, i, q] = at + np.int64(max(1.0, span + spread * math.expm1(offsets[i, q])))
+                else:
+                    out[row, i, q] = at + np.int64(span * math.exp(offsets[i, q]))
