@@ -27,7 +27,16 @@ their business and take minutes to come down.
 
 Pessimism cannot confirm itself: every term halves in `half_life_s` without observations of its set, after a
 grace of one second, so a silent model returns to its prior (and to what others, still observed, show); and
-after a bad spell a completion per second brings the bound down faster than silence does.
+after a bad spell a completion per second brings the bound down faster than silence does. The bound of a
+model that is not observed does contain what others show now, up to the share of the wide sets.
+
+Why this one (`benchmarks/calibration.py`: 11 cases, 7 with a change midway, 20 seeds, levels 0.9, 0.95,
+0.99). In every half within 0.3 points of target; in the first 300 dispatches of the second half within 2
+points in 9 cases (not after a jump to 2.7 times, 3.5 points, nor with labels 20 late, 2.5: what is in flight
+cannot know). 1.14 times as wide as one who knows every distribution. Windows of residuals with adaptive
+levels manage 5 cases, at worst 26 points off, as they must refill; plain tracking per group 5, 65 points,
+1.35 times as wide; the best constant of hindsight 4, is off by 10 points in either half and 1.49 times as
+wide.
 """
 
 from __future__ import annotations

@@ -11,9 +11,9 @@ completions. An outlier adds at most 4 - k, so it takes five of them: no lone on
 allows for a centre known from n completions only. After an alarm the detector re-arms itself: sums at zero,
 centre and scale learned anew from what follows (the scale from where it was).
 
-Measured (`benchmarks/calibration.py`, Student t with 3 degrees of freedom): 0.4 false alarms per 10,000;
+Measured (`benchmarks/calibration.py`, Student t with 3 degrees of freedom): 0.3 false alarms per 10,000;
 shifts of 0.5, 1 and 2 standard deviations found after a median of 49, 17 and 7 completions. Page-Hinkley,
-whose centre is the mean of all since the last alarm, is the same recursion with endless `memory`: 0.7 false
+whose centre is the mean of all since the last alarm, is the same recursion with endless `memory`: 0.4 false
 alarms at the same delays. It takes a slow wander of more than the slack for drift, and does not watch the
 spread: that the scale of the calibrator follows by itself.
 """
