@@ -77,24 +77,47 @@ def profile(
     export: Annotated[
         Path | None, typer.Option("--export", help="Write the profile here (with --corun).", metavar="FILE")
     ] = None,
+    record: Annotated[
+        Path | None,
+        typer.Option(
+            "--record",
+            help="Record co-runs to BASE.*.csv (with --corun); a recording of the same is continued. "
+            "Default: in the store, named after config and time.",
+            metavar="BASE",
+        ),
+    ] = None,
+    seconds: Annotated[
+        float, typer.Option(help="Seconds of co-runs to record (with --corun); 0: none.", min=0)
+    ] = 60.0,
     store: StoreOption = None,
 ) -> None:
     """Measure the models of a config on this machine and store what was found; resumes where it stopped."""
     from cotenant.assemble import prepare
     from cotenant.catalogue import places
-    from cotenant.experiment.coruns import measure_coruns
+    from cotenant.clock import wall_date
+    from cotenant.experiment.coruns import measure_coruns, record_prepared
+    from cotenant.experiment.datasets import read_dataset
+    from cotenant.experiment.recorded import summarise_coruns
     from cotenant.profile.export import to_json
 
-    if export is not None and not corun:
-        raise _fail("--export needs --corun: a profile to simulate with has both")
+    for flag, value in (("--export", export), ("--record", record)):
+        if value is not None and not corun:
+            raise _fail(f"{flag} needs --corun: without it models run alone")
     with _clear_errors():
         where = places(store)
         scenario = _config(source, None)
+        base = record or where.coruns / f"{scenario.path.stem}-{wall_date()}"
         with _progress() as told:
             prepared = prepare(scenario, where, progress=told)
-            measured = measure_coruns(prepared, where, progress=told) if corun else None
-        prepared.executor.close()
+            try:
+                measured = measure_coruns(prepared, where, progress=told) if corun else None
+                if corun and seconds:
+                    record_prepared(prepared, base, seconds, progress=told)
+            finally:
+                prepared.executor.close()
         _show_profile(prepared)
+        if corun and seconds:
+            to_stdout.print(f"recorded {base}: {summarise_coruns(read_dataset(base)).text}", highlight=False)
         if measured is not None and export is not None:
             export.write_text(to_json(measured), encoding="utf-8")
             to_stdout.print(f"wrote {export}")
