@@ -46,11 +46,23 @@ def serve(
     http_port: Annotated[int, typer.Option(help="HTTP port; 0: any free.", min=0, max=65535)] = 8000,
     grpc_port: Annotated[int | None, typer.Option(help="gRPC port (not in this version).")] = None,
     policy: Annotated[str, typer.Option(help="Scheduling policy.")] = "default",
+    record: Annotated[
+        Path | None,
+        typer.Option(
+            help="Record dispatches as data sets BASE-00001.* and so on. "
+            "Default: live/NAME among the recordings in the store.",
+            metavar="BASE",
+        ),
+    ] = None,
+    record_mb: Annotated[
+        float, typer.Option(help="Disk for the recording, MB: the newest stay; 0: none.", min=0)
+    ] = 32.0,
     store: StoreOption = None,
 ) -> None:
     """Run the server."""
     from cotenant.assemble import prepare
     from cotenant.catalogue import places
+    from cotenant.experiment.coruns import recorded_live
     from cotenant.host import HostConfig
     from cotenant.host import serve as host_serve
     from cotenant.schedule.policies import make_policy
@@ -67,7 +79,9 @@ def serve(
             to_stderr.print(f"[yellow]not served:[/] {reason}", highlight=False)
         log_path = where.store / "logs" / "events.log" if scenario.server.event_log else None
         config = HostConfig(host=host, http_port=http_port, policy=policy, log_path=log_path)
-        _run_loop(host_serve(prepared, config, lambda url: print(f"ready {url}", flush=True)))
+        base = record or where.coruns / "live" / scenario.path.stem
+        with recorded_live(prepared, base, record_mb, _warn) as recorders:
+            _run_loop(host_serve(prepared, config, _say_ready, recorders))
 
 
 @app.command()
@@ -265,6 +279,14 @@ def _run_loop(main: Any) -> None:
         asyncio.run(main)
     else:
         uvloop.run(main)
+
+
+def _say_ready(url: str) -> None:
+    print(f"ready {url}", flush=True)
+
+
+def _warn(message: str) -> None:
+    to_stderr.print(f"[yellow]warning:[/] {message}", highlight=False, soft_wrap=True)
 
 
 def _fail(message: str) -> typer.Exit:

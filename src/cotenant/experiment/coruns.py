@@ -1,10 +1,11 @@
 """`profile --corun`: models beside each other, measured in pairs for the simulated CPU and recorded under
-random arrivals as a data set."""
+random arrivals as a data set. And the recording of whatever runs live."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -13,6 +14,7 @@ from cotenant.assemble import Prepared, Progress, no_progress, subjects_of
 from cotenant.catalogue import Places
 from cotenant.clock import MonotonicClock
 from cotenant.domain import NS_PER_MS, NS_PER_S
+from cotenant.experiment.corun_recorder import CoRunRecorder
 from cotenant.experiment.datasets import CoRun, DatasetError, read_dataset, write_dataset
 from cotenant.experiment.episodes import Episodes, Player, names, rows_of
 from cotenant.experiment.live import lane_turnaround
@@ -67,6 +69,28 @@ def record_prepared(prepared: Prepared, base: Path, seconds: float, progress: Pr
         seed=prepared.scenario.load.seed,
     )
     record_coruns(LaneDriver(prepared.executor, MonotonicClock()), recording, progress)
+
+
+@contextmanager
+def recorded_live(
+    prepared: Prepared, base: Path, max_mb: float, complain: Callable[[str], None]
+) -> Iterator[list[CoRunRecorder]]:
+    """Observers that record what a server or a live run does meanwhile to `base`, on at most `max_mb` of
+    disk; none when that is 0. Written to the last row at the end."""
+    if not max_mb:
+        yield []
+        return
+    recorder = CoRunRecorder(
+        base,
+        prepared.executor.lanes,
+        lambda: stored_features(prepared.profiles),
+        max_mb=max_mb,
+        complain=complain,
+    )
+    try:
+        yield [recorder]
+    finally:
+        recorder.close()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

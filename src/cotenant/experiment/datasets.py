@@ -314,5 +314,9 @@ def _text(columns: list[str] | None, rows: Iterable[list[object]]) -> str:
 
 def _replace(path: Path, body: bytes) -> None:
     whole = path.with_name(path.name + ".part")
-    whole.write_bytes(body)
-    os.replace(whole, path)
+    try:
+        whole.write_bytes(body)
+        os.replace(whole, path)
+    except OSError:
+        whole.unlink(missing_ok=True)
+        raise
