@@ -11,7 +11,7 @@ from cotenant.clock import VirtualClock
 from cotenant.domain import NS_PER_MS, Dispatch, ModelSpec, Variant
 from cotenant.execute.fake import FakeExecutor, FakeScript
 from cotenant.experiment.coruns import Recording, record_coruns, stored_features
-from cotenant.experiment.datasets import CoRun, DatasetError, read_dataset
+from cotenant.experiment.datasets import CoRun, Dataset, DatasetError, read_dataset
 from cotenant.experiment.episodes import LENGTH, NOISE_PER_LANE, Episodes
 from cotenant.experiment.recorded import summarise_coruns
 from cotenant.ports import LaneInfo
@@ -126,7 +126,22 @@ def test_one_to_four_lanes_meet(tmp_path: Path) -> None:
     assert set(facts.others) == {0, 1, 2, 3}
     assert sum(facts.others.values()) == pytest.approx(1)
     assert min(facts.slowdowns) >= 0.99
+    assert facts.alone == pytest.approx(1, abs=0.01)
     assert "rows; slowdown median" in facts.text
+    assert "again" not in facts.text
+
+
+def test_solo_times_that_do_not_fit_the_recording_are_told() -> None:
+    features = stored_features(profiles())
+    quick = Variant("quick", 1)
+    rows = [
+        CoRun(run=str(i), variant=quick, share=1.0, start_ms=0.0, end_ms=2.0 * solo_ms(quick))
+        for i in range(3)
+    ]
+    facts = summarise_coruns(Dataset(name="x", features=features, runs={row.run: [row] for row in rows}))
+    assert facts.alone == 2.0
+    assert "again on a quieter machine" in facts.text
+    assert facts.noise == ()
 
 
 def test_noise_episodes_come_again_with_the_same_work(tmp_path: Path) -> None:

@@ -80,8 +80,8 @@ class Episodes:
 
     def draw(self, name: str) -> list[Draw]:
         """The episode called `name`. Its lanes, mix of models, mix of variants and load are its own: pauses
-        are exponential with a mean of 0 to `MOST_PAUSE` times the mean solo time. More lanes are drawn more
-        often, in proportion, since they have more to teach."""
+        are exponential with a mean of 0 to `MOST_PAUSE` times the mean solo time. The chance of a number of
+        lanes grows with its square, since many have more to teach."""
         kind, number = name.split("-")[:2]
         rng = generator(self._seed, f"{kind}-{number}")
         n_max = len(self._lanes)
@@ -89,7 +89,8 @@ class Episodes:
             n_lanes = 1 + int(number) % n_max
             length, solo_ns = NOISE_PER_LANE * n_lanes, n_lanes * SOLO_NS
         else:
-            n_lanes = int(rng.choice(n_max, p=np.arange(1, n_max + 1) / (n_max * (n_max + 1) / 2))) + 1
+            chances = np.arange(1, n_max + 1) ** 2
+            n_lanes = int(rng.choice(n_max, p=chances / chances.sum())) + 1
             length, solo_ns = LENGTH, SOLO_NS
         lanes = sorted(rng.choice(self._lanes, n_lanes, replace=False).tolist())
         chosen = self._variants(rng, length, n_lanes, solo_ns)

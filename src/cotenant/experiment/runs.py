@@ -46,7 +46,8 @@ class RunGrouper:
         """Runs that are complete now, each in the order of ends."""
         number = observation.dispatch_id
         beside = {overlap.dispatch_id for overlap in observation.overlaps}
-        run = _Open([observation], {number}, beside - self._gone.keys(), observation.ended_at)
+        awaited = {other for other in beside if other not in self._gone}
+        run = _Open([observation], {number}, awaited, observation.ended_at)
         apart: list[_Open] = []
         for other in self._open:
             if number in other.awaited or beside & other.ids:
