@@ -24,7 +24,8 @@ from subjects import Subject
 from timeline import Launched
 
 from cotenant.domain import NS_PER_MS, Variant
-from cotenant.execute.torch.model import RATES, TorchModel
+from cotenant.execute.torch.cost import RATES
+from cotenant.execute.torch.model import TorchModel
 from cotenant.experiment.packed import write_packed
 
 ROWS_ABOVE_WHICH_PACKED = 5_000

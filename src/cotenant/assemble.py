@@ -41,7 +41,7 @@ from cotenant.profile.records import (
     source_hash,
 )
 from cotenant.profile.store import ProfileStore
-from cotenant.runtimes import cpu_lanes, open_runtime
+from cotenant.runtimes import cpu_lanes, is_torch, open_runtime
 from cotenant.schedule.policies import make_policy
 from cotenant.schedule.policy import Policy
 from cotenant.schedule.scheduler import Scheduler
@@ -195,7 +195,7 @@ def _stored_profile(scenario: Scenario, where: Places) -> ScenarioProfile | None
     with ProfileStore(where.profiles) as store:
         for model in scenario.models:
             path = file_if_there(model, scenario, where)
-            if path is None:
+            if path is None or is_torch(model.source):
                 return None
             spec = inspect(path, settings_of(model)).spec
             sources[model.name] = source_hash(path)

@@ -15,9 +15,11 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from cotenant import __version__
+from cotenant.cli_study import study
 from cotenant.config import ConfigError, Scenario, load_scenario, scenario_from_model
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
+app.add_typer(study, name="study")
 to_stderr = Console(stderr=True)
 to_stdout = Console()
 

@@ -24,6 +24,8 @@ KINDS = ("cpu", "twin", "cuda")
 SCHEMES = ("zoo", "torch", "kernels")
 ARCHIVE = ".pt2"
 """Suffix of `torch.export` archives."""
+WEIGHTS = ".safetensors"
+"""Suffix of files of weights, which go with an architecture."""
 
 
 class ConfigError(ValueError):
@@ -79,8 +81,11 @@ class ModelConfig:
     name: str
     """Name in URLs: letters, digits, `.`, `_`, `-`."""
     source: str
-    """`zoo:NAME`, `torch:NAME`, `kernels:FILE.csv#MODEL`, a path inside the config's folder (`.onnx`, or a
-    `.pt2` archive), or `module:factory`; the last two need `allow_code`."""
+    """`zoo:NAME`, `torch:NAME`, `kernels:FILE.csv#MODEL`, a path inside the config's folder (`.onnx`,
+    `.safetensors`, or a `.pt2` archive), or `module:factory`; the last two need `allow_code`."""
+    architecture: str | None = None
+    """Model of the torch zoo (NAME or NAME-small) whose weights a `.safetensors` source holds; not needed
+    where the file says it."""
     slo_ms: float | None = None
     """Milliseconds from arrival to answer."""
     slo_scale: float | None = None
@@ -220,6 +225,7 @@ class _Reader:
         self._check(1 <= model.rows <= model.max_batch, f"{where} rows", "must be from 1 to max_batch")
         self._traffic(model.rate_per_s, model.arrivals, model.cv, model.file, where)
         self._source(model.source, server, where)
+        self._architecture(model, where)
         return _replace(model, job_class=resolved)
 
     def _traffic(self, rate: float, arrivals: str, cv: float, file: str | None, where: str) -> None:
@@ -243,6 +249,13 @@ class _Reader:
             )
         if not colon:
             self.inside(source, f"{where} source")
+
+    def _architecture(self, model: ModelConfig, where: str) -> None:
+        name, here = model.architecture, f"{where} architecture"
+        if name is not None:
+            message = f"goes with a {WEIGHTS} source only; {model.source!r} has its own: leave the key out"
+            self._check(holds_weights(model.source), here, message)
+            self._check(bool(NAME.match(name)), here, f"{name!r} names no model of the torch zoo")
 
     def inside(self, relative: str, where: str) -> Path:
         """The path, which must stay inside the file's folder."""
@@ -331,6 +344,11 @@ class _Reader:
     def _check(self, good: Any, where: str, message: str) -> None:
         if not good:
             raise ConfigError(f"{self._path}: {where} {message}")
+
+
+def holds_weights(source: str) -> bool:
+    """Whether a source is a file of weights."""
+    return ":" not in source and source.endswith(WEIGHTS)
 
 
 def _is_number(value: Any) -> bool:

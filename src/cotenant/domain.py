@@ -109,12 +109,15 @@ class Request(Struct, frozen=True, kw_only=True, gc=False):
 
 
 class Overlap(Struct, frozen=True, gc=False):
-    """A stretch during which another dispatch ran beside the one that owns this record."""
+    """A stretch during which another dispatch, of `variant` on `lane` and `share`, ran beside the one that
+    owns this record; `lane` is -1 where it is not known."""
 
     dispatch_id: int
     variant: Variant
     began_at: int
     ended_at: int | None
+    lane: int = -1
+    share: float = 1.0
 
 
 class InFlight(Struct, frozen=True, kw_only=True):
@@ -156,11 +159,16 @@ class ModelLoad(Struct, frozen=True, kw_only=True, gc=False):
 
 class LoadEstimate(Struct, frozen=True, kw_only=True):
     """What the load meter says at an instant. `refill` is the chance that a freed lane is refilled at once;
-    `busy` the recent share of lanes in use (0..1)."""
+    `busy` the recent share of lanes in use (0..1); `fill_per_s` the rate at which an idle lane is taken;
+    `span_ns` the mean span for which a lane is then in use; `variants` the mix of what is dispatched (shares
+    that add up to 1, the most frequent first)."""
 
     models: dict[str, ModelLoad]
     refill: float
     busy: float
+    fill_per_s: float = 0.0
+    span_ns: float = 0.0
+    variants: tuple[tuple[Variant, float], ...] = ()
 
 
 class Snapshot(Struct, frozen=True, kw_only=True):

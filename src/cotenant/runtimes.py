@@ -9,7 +9,7 @@ from typing import Protocol
 
 from cotenant.catalogue import OnnxModels, Places, locate, settings_of
 from cotenant.clock import MonotonicClock
-from cotenant.config import ARCHIVE, ConfigError, ModelConfig, Scenario
+from cotenant.config import ARCHIVE, ConfigError, ModelConfig, Scenario, holds_weights
 from cotenant.domain import ModelMetadata
 from cotenant.execute.lanes import available_cores, lane_layout
 from cotenant.execute.onnx import OnnxExecutor
@@ -58,9 +58,13 @@ def open_runtime(scenario: Scenario, where: Places) -> Runtime:
 
 
 def is_torch(source: str) -> bool:
-    """Whether a source is a torch model: of the torch zoo, an archive, or a factory."""
+    """Whether a source is a torch model: of the torch zoo, an archive, weights, or a factory."""
     scheme, colon, _ = source.partition(":")
-    return source.endswith(ARCHIVE) or (bool(colon) and scheme not in ("zoo", "kernels"))
+    return (
+        source.endswith(ARCHIVE)
+        or holds_weights(source)
+        or (bool(colon) and scheme not in ("zoo", "kernels"))
+    )
 
 
 def cpu_lanes(scenario: Scenario) -> tuple[LaneInfo, ...]:

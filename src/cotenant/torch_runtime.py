@@ -6,30 +6,32 @@ import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 
 import torch
 
 from cotenant.catalogue import ConfiguredModels, Places, settings_of
 from cotenant.clock import MonotonicClock
-from cotenant.config import ARCHIVE, ConfigError, ModelConfig, Scenario
+from cotenant.config import ARCHIVE, ConfigError, ModelConfig, Scenario, holds_weights
 from cotenant.domain import ModelMetadata, SoloProfile, Variant
 from cotenant.execute.lanes import available_cores, lane_layout
 from cotenant.execute.model import ModelSettings
-from cotenant.execute.torch import architectures
+from cotenant.execute.torch import architectures, zoo
 from cotenant.execute.torch.executor import TorchExecutor, cuda_lanes
 from cotenant.execute.torch.load import from_archive, from_factory
 from cotenant.execute.torch.model import Blueprint
-from cotenant.execute.torch.zoo import blueprint, default_buckets
+from cotenant.execute.torch.weights import architecture_of, from_weights
+from cotenant.execute.torch.zoo import SMALL, blueprint, default_buckets
 from cotenant.ports import LaneInfo
 from cotenant.profile.records import DeviceFingerprint, cpu_fingerprint, source_hash
 
-SMALL = "-small"
 CPU_LANES, CUDA_LANES = 4, 8
 """Most lanes unless the scenario says otherwise."""
 
 
 class TorchModels(ConfiguredModels):
-    """The torch executor's `TorchSource`. `torch:NAME` is the large model, `torch:NAME-small` the small."""
+    """The torch executor's `TorchSource`. `torch:NAME` is the large model, `torch:NAME-small` the small;
+    so with the names of architectures."""
 
     on_cuda = False
 
@@ -37,20 +39,28 @@ class TorchModels(ConfiguredModels):
         model = self.model(name)
         settings = settings_of(model)
         try:
-            if model.source.endswith(ARCHIVE):
-                return from_archive(self.path(model)), settings
-            scheme, _, zoo_name = model.source.partition(":")
-            if scheme != "torch":
-                return from_factory(model.source, self._scenario.folder), settings
-            dtype = None if self.on_cuda else torch.float32
-            made = blueprint(zoo_name.removesuffix(SMALL), small=zoo_name.endswith(SMALL), dtype=dtype)
+            made, zoo_name = self._make(model)
         except ValueError as error:
             raise ConfigError(f"{self._scenario.path}: [[model]] {name!r} source: {error}") from error
         buckets = settings.buckets or default_buckets(zoo_name.removesuffix(SMALL))
         return made, replace(settings, buckets=buckets)
 
+    def _make(self, model: ModelConfig) -> tuple[Blueprint, str]:
+        """The model and its name in the zoo, empty if it is not of the zoo."""
+        dtype = None if self.on_cuda else torch.float32
+        if holds_weights(model.source):
+            path = self.path(model)
+            name = architecture_of(path, model.architecture)
+            return from_weights(path, name, dtype), name
+        if model.source.endswith(ARCHIVE):
+            return from_archive(self.path(model)), ""
+        scheme, _, name = model.source.partition(":")
+        if scheme != "torch":
+            return from_factory(model.source, self._scenario.folder), ""
+        return blueprint(name.removesuffix(SMALL), small=name.endswith(SMALL), dtype=dtype), name
+
     def path(self, model: ModelConfig) -> Path:
-        """The file of an archive. Raises ValueError when it is not there."""
+        """The file of an archive or of weights. Raises ValueError when it is not there."""
         path = self._scenario.folder / model.source
         if not path.is_file():
             raise ValueError(f"there is no file {path}")
@@ -62,12 +72,21 @@ class TorchModels(ConfiguredModels):
         return self.profiles(metadata, self.hash(self.model(metadata.name)), run)
 
     def hash(self, model: ModelConfig) -> str:
-        """Of the archive; of a zoo model's name and the code, from which its weights follow; of a factory's
-        name only: what it makes is its own affair."""
+        """Of the archive; of a zoo model's name and the code, from which its weights follow; of a file of
+        weights, its architecture's name and the code; of a factory's name only: what it makes is its own
+        affair."""
         if model.source.endswith(ARCHIVE):
             return source_hash(self.path(model))
-        code = Path(architectures.__file__).read_bytes() if model.source.startswith("torch:") else b""
+        if holds_weights(model.source):
+            path = self.path(model)
+            parts = f"{source_hash(path)} {architecture_of(path, model.architecture)}"
+            return hashlib.sha256(parts.encode() + b"\0" + _code(architectures, zoo)).hexdigest()
+        code = _code(architectures) if model.source.startswith("torch:") else b""
         return hashlib.sha256(model.source.encode() + b"\0" + code).hexdigest()
+
+
+def _code(*modules: ModuleType) -> bytes:
+    return b"\0".join(Path(str(module.__file__)).read_bytes() for module in modules)
 
 
 class TorchRuntime:

@@ -192,3 +192,65 @@ def test_sources_that_carry_code_need_permission(tmp_path: Path, source: str) ->
     text = OWN.replace("SOURCE", source).replace("allow_code = true", "allow_code = false")
     with pytest.raises(ConfigError, match="allow_code"):
         load_scenario(write(tmp_path, text))
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("said", ["in the configuration", "by the file"])
+def test_weights_of_a_built_in_architecture_are_served_without_permission(tmp_path: Path, said: str) -> None:
+    torch = pytest.importorskip("torch")
+    from safetensors.torch import load_file, save_file
+
+    from cotenant.execute.torch.weights import save_weights
+    from cotenant.execute.torch.zoo import blueprint
+
+    save_weights("vit_b16-small", tmp_path / "own.safetensors", seed=5)
+    source = "own.safetensors"
+    if said == "in the configuration":
+        save_file(load_file(tmp_path / "own.safetensors"), tmp_path / "own.safetensors")
+        source += '"\narchitecture = "vit_b16-small'
+    text = OWN.replace("SOURCE", source).replace("allow_code = true", "")
+    module = blueprint("vit_b16", small=True, seed=5).module
+    array = np.random.default_rng(1).standard_normal((2, 3, 64, 64)).astype(np.float32)
+    with torch.inference_mode():
+        (expected,) = module(torch.from_numpy(array))
+    found = answer(write(tmp_path, text), tmp_path, array)
+    assert np.allclose(found, expected.numpy(), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.torch
+def test_the_hash_of_weights_follows_from_the_file_and_the_architecture(tmp_path: Path) -> None:
+    pytest.importorskip("torch")
+    from cotenant.execute.torch.weights import save_weights
+    from cotenant.torch_runtime import TorchRuntime
+
+    def found(architecture: str, seed: int) -> str:
+        save_weights("embedder-small", tmp_path / "own.safetensors", seed=seed)
+        text = OWN.replace("SOURCE", f'own.safetensors"\narchitecture = "{architecture}')
+        scenario = load_scenario(write(tmp_path, text))
+        runtime = TorchRuntime(scenario, places(tmp_path))
+        runtime.executor.close()
+        return runtime._source.hash(scenario.models[0])
+
+    hashes = [found("embedder-small", 1), found("embedder-small", 2), found("embedder", 1)]
+    assert len(set(hashes)) == 3
+    assert found("embedder-small", 1) == hashes[0]
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize(
+    ("source", "wanted"),
+    [
+        ("gone.safetensors", "there is no file"),
+        ("text.safetensors", "text.safetensors is not a safetensors file"),
+        ('own.safetensors"\narchitecture = "resnet9', "no architecture 'resnet9'.*bert_base.*NAME-small"),
+        ('own.safetensors"\narchitecture = "embedder', "not the .* of architecture 'embedder'"),
+    ],
+)
+def test_weights_that_cannot_be_loaded_say_why(tmp_path: Path, source: str, wanted: str) -> None:
+    pytest.importorskip("torch")
+    from cotenant.execute.torch.weights import save_weights
+
+    save_weights("embedder-small", tmp_path / "own.safetensors")
+    (tmp_path / "text.safetensors").write_text("no tensors")
+    with pytest.raises(ConfigError, match=wanted):
+        prepare(load_scenario(write(tmp_path, OWN.replace("SOURCE", source))), places(tmp_path))

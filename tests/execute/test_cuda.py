@@ -19,6 +19,7 @@ from driver import Driver  # noqa: E402
 from cotenant.clock import MonotonicClock  # noqa: E402
 from cotenant.execute.model import ModelSettings, example_inputs  # noqa: E402
 from cotenant.execute.torch.executor import TorchExecutor, cuda_lanes  # noqa: E402
+from cotenant.execute.torch.load import from_archive  # noqa: E402
 from cotenant.execute.torch.zoo import ZOO, blueprint, default_buckets  # noqa: E402
 
 pytestmark = pytest.mark.gpu
@@ -47,6 +48,27 @@ def test_graphs_answer_as_the_module_in_fp32_on_the_cpu(executor, name: str) -> 
     for spec, wanted in zip(model.metadata.outputs, expected, strict=True):
         error = np.linalg.norm(found[spec.name] - wanted.numpy()) / np.linalg.norm(wanted.numpy())
         assert error < 0.05
+
+
+def test_an_archive_from_a_cpu_is_cut_and_answers_as_there(executor, tmp_path: Path) -> None:
+    found = blueprint("vit_b16", small=False, dtype=torch.float32)
+    rows = torch.export.Dim("rows", min=1, max=64)
+    program = torch.export.export(
+        found.module, (torch.zeros(2, 3, 224, 224),), dynamic_shapes=(({0: rows},),)
+    )
+    torch.export.save(program, tmp_path / "own.pt2")
+    executor.load(from_archive(tmp_path / "own.pt2"), ModelSettings(name="own", max_batch=64))
+    model = executor.models["own"]
+    assert 2 <= model.n_segments <= 8, model.uncut
+    driver = Driver(executor, MonotonicClock())
+    for variant in model.metadata.spec.variants()[:3]:
+        inputs = example_inputs(model.metadata, variant, np.random.default_rng(5))
+        (answer,) = driver.outputs(model, variant, inputs)
+        with torch.inference_mode():
+            (expected,) = found.module(*map(torch.from_numpy, inputs.values()))
+        (array,) = answer.values()
+        assert np.allclose(array, expected.numpy(), rtol=1e-2, atol=1e-2)
+    executor.unload("own")
 
 
 def test_dispatches_stay_the_same_beside_others(executor) -> None:

@@ -43,8 +43,10 @@ def test_what_is_written_is_read_back(tmp_path: Path) -> None:
         )
     )  # fmt: skip
     rows = [
-        CoRun(run="7", variant=Variant("a", 4), share=0.5, start_ms=1.0, end_ms=4.5, began_s=12.5,
-              dispatched_ms=0.5, lane=2, units=(0, 1), queue_n=1, segment_ends_ms=(2.0, 4.5)),
+        CoRun(
+            run="7", variant=Variant("a", 4), share=0.5, start_ms=1.0, end_ms=4.5, began_s=12.5,
+            dispatched_ms=0.5, lane=2, units=(0, 1), queue_n=1, segment_ends_ms=(2.0, 4.5),
+        ),
         CoRun(run="7", variant=Variant("a", 4), share=0.5, start_ms=2.0, end_ms=5.0),
     ]  # fmt: skip
     base = tmp_path / "new" / "set"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from cotenant.domain import Variant
 
@@ -60,6 +60,22 @@ class FeatureTable:
     def has(self, variant: Variant, share: float = 1.0) -> bool:
         """Whether exactly this workload was measured."""
         return (variant, share) in self._entries
+
+    def aligned(self, entry: WorkloadFeatures, other: FeatureTable) -> WorkloadFeatures:
+        """An entry of this table with the columns of another; what this one has not is not a number."""
+
+        def moved(
+            values: tuple[float, ...], have: tuple[str, ...], want: tuple[str, ...]
+        ) -> tuple[float, ...]:
+            known = dict(zip(have, values, strict=False))
+            return tuple(known.get(name, math.nan) for name in want)
+
+        return replace(
+            entry,
+            demand=moved(entry.demand, self.resources, other.resources),
+            statics=moved(entry.statics, self.statics, other.statics),
+            segment_demand=tuple(moved(u, self.resources, other.resources) for u in entry.segment_demand),
+        )
 
     def drop(self, model: str) -> None:
         """Forget a model."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from msgspec import structs
+
 from cotenant.domain import Overlap
 from cotenant.schedule.view import Flight
 
@@ -13,8 +15,8 @@ def overlap_begins(flight: Flight, others: Iterable[Flight], at: int) -> None:
     for other in others:
         if other is not flight and other.started_at is not None:
             mine, theirs = flight.dispatch, other.dispatch
-            flight.overlaps.append(Overlap(theirs.id, theirs.variant, at, None))
-            other.overlaps.append(Overlap(mine.id, mine.variant, at, None))
+            flight.overlaps.append(Overlap(theirs.id, theirs.variant, at, None, theirs.lane, theirs.share))
+            other.overlaps.append(Overlap(mine.id, mine.variant, at, None, mine.lane, mine.share))
 
 
 def overlap_ends(flight: Flight, others: Iterable[Flight], at: int) -> None:
@@ -30,4 +32,4 @@ def overlap_ends(flight: Flight, others: Iterable[Flight], at: int) -> None:
 def _closed(overlap: Overlap, at: int) -> Overlap:
     if overlap.ended_at is not None:
         return overlap
-    return Overlap(overlap.dispatch_id, overlap.variant, overlap.began_at, max(at, overlap.began_at))
+    return structs.replace(overlap, ended_at=max(at, overlap.began_at))

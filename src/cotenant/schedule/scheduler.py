@@ -415,6 +415,7 @@ class Scheduler:
         view.flights[dispatch.id] = flight
         if not staged:
             overlap_begins(flight, view.flights.values(), view.at)
+        view.load.dispatched(dispatch.variant, view.at)
         self._busy_changed()
         self._actions.append(dispatch)
 

@@ -1,7 +1,9 @@
-"""The load meter: rate, burstiness and mix of every model, and how often a freed lane is refilled, online.
+"""The load meter: rate, burstiness and mix of every model, and how lanes are taken and refilled, online.
 
 Rates are exponentially weighted counts with a time constant of 5 s, corrected for the short start. Burstiness
-is the coefficient of variation of the gaps. Deterministic in the calls; nothing is sampled.
+is the coefficient of variation of the gaps. How lanes are used is two weighted times, in which lanes were
+idle and busy, and three counts: lanes freed, taken again at once, taken later. Deterministic in the calls;
+nothing is sampled.
 """
 
 from __future__ import annotations
@@ -9,13 +11,17 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from cotenant.domain import NS_PER_MS, NS_PER_S, LoadEstimate, ModelLoad, Request
+from cotenant.domain import NS_PER_MS, NS_PER_S, LoadEstimate, ModelLoad, Request, Variant
 
 TIME_CONSTANT_S = 5.0
 REFILL_WINDOW_NS = NS_PER_MS
 """A lane taken again within this time of being freed counts as refilled at once (ns)."""
 STALE_NS = 200 * NS_PER_MS
 STALE_ARRIVALS = 128
+MIX_MEMORY = 0.98
+"""Weight that the mix of dispatches keeps at each further one."""
+LEAST_IN_MIX = 0.02
+"""Share below which a variant is left out of the mix."""
 
 
 @dataclass(slots=True)
@@ -35,10 +41,16 @@ class OnlineLoadMeter:
 
     def __init__(self) -> None:
         self._meters: dict[str, _Meter] = {}
+        self._mix: dict[Variant, float] = {}
         self._busy = 0.0
         self._busy_now = 0.0
         self._busy_at = 0
         self._n_busy = 0
+        self._n_lanes = 1
+        self._idle_s = 0.0
+        self._used_s = 0.0
+        self._n_freed = 0.0
+        self._n_taken = 0.0
         self._freed_at: int | None = None
         self._refill = 0.0
         self._cached: LoadEstimate | None = None
@@ -60,8 +72,17 @@ class OnlineLoadMeter:
         meter.gap_squared += share * (gap_s * gap_s - meter.gap_squared)
         meter.last_at = max(at, meter.last_at)
 
+    def dispatched(self, variant: Variant, at: int) -> None:
+        for known in list(self._mix):
+            self._mix[known] *= MIX_MEMORY
+            if self._mix[known] < LEAST_IN_MIX / 10:
+                del self._mix[known]
+        self._mix[variant] = self._mix.get(variant, 0.0) + 1.0 - MIX_MEMORY
+
     def lanes_busy(self, n_busy: int, n_lanes: int, at: int) -> None:
         self._advance(at)
+        self._n_lanes = n_lanes
+        self._n_freed += max(0, self._n_busy - n_busy)
         if n_busy < self._n_busy:
             if self._freed_at is not None:
                 self._refill += 0.05 * (0.0 - self._refill)
@@ -70,6 +91,9 @@ class OnlineLoadMeter:
             at_once = at - self._freed_at <= REFILL_WINDOW_NS
             self._refill += 0.05 * (float(at_once) - self._refill)
             self._freed_at = None
+            self._n_taken += n_busy - self._n_busy - at_once
+        elif n_busy > self._n_busy:
+            self._n_taken += n_busy - self._n_busy
         self._n_busy = n_busy
         self._busy_now = n_busy / n_lanes
 
@@ -84,7 +108,14 @@ class OnlineLoadMeter:
             name: ModelLoad(rate_per_s=rate, cv=_cv(self._meters[name]), mix=rate / total)
             for name, rate in rates.items()
         }
-        self._cached = LoadEstimate(models=models, refill=self._refill, busy=self._busy)
+        self._cached = LoadEstimate(
+            models=models,
+            refill=self._refill,
+            busy=self._busy,
+            fill_per_s=self._n_taken / self._idle_s if self._idle_s > 0 else 0.0,
+            span_ns=NS_PER_S * self._used_s / self._n_freed if self._n_freed > 0 else 0.0,
+            variants=self._variants(),
+        )
         self._cached_at, self._n_since = at, 0
         return self._cached
 
@@ -92,7 +123,18 @@ class OnlineLoadMeter:
         span_s = max(0, at - self._busy_at) / NS_PER_S
         keep = math.exp(-span_s / TIME_CONSTANT_S)
         self._busy = keep * self._busy + (1.0 - keep) * self._busy_now
+        self._idle_s = keep * self._idle_s + span_s * max(0, self._n_lanes - self._n_busy)
+        self._used_s = keep * self._used_s + span_s * self._n_busy
+        self._n_freed *= keep
+        self._n_taken *= keep
         self._busy_at = max(at, self._busy_at)
+
+    def _variants(self) -> tuple[tuple[Variant, float], ...]:
+        total = sum(self._mix.values())
+        kept = [(v, w) for v, w in self._mix.items() if w >= LEAST_IN_MIX * total]
+        kept.sort(key=lambda pair: (-pair[1], pair[0].label))
+        whole = sum(weight for _, weight in kept)
+        return tuple((variant, weight / whole) for variant, weight in kept)
 
     @staticmethod
     def _rate(meter: _Meter, at: int) -> float:

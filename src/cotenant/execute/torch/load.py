@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from cotenant.domain import TensorSpec
+from cotenant.execute.torch.exported import flatten
 from cotenant.execute.torch.model import TYPES, Blueprint, Whole
 
 ROWS = 2
@@ -31,30 +32,17 @@ def from_archive(path: Path) -> Blueprint:
         values = {node.name: node.meta.get("val") for node in program.graph.nodes}
         inputs = tuple(_spec(name, values[name]) for name in program.graph_signature.user_inputs)
         outputs = tuple(
-            _spec(f"output_{n}", values[name]) for n, name in enumerate(program.graph_signature.user_outputs)
+            _spec(f"output_{n}", values.get(name))
+            for n, name in enumerate(program.graph_signature.user_outputs)
         )
         return Blueprint(
-            module=Whole(_Exported(program.module())),
+            module=flatten(program.module()),
             inputs=inputs,
             outputs=outputs,
             platform="pytorch_export",
         )
     except Exception as error:
         raise ValueError(f"model file {path.name}: {str(error).partition(chr(10))[0]}") from error
-
-
-class _Exported(nn.Module):
-    """An exported module takes no `eval()`; it was exported as it should run."""
-
-    def __init__(self, body: nn.Module) -> None:
-        super().__init__()
-        self.body = body
-
-    def train(self, mode: bool = True) -> _Exported:
-        return self
-
-    def forward(self, *inputs: Tensor) -> Any:
-        return self.body(*inputs)
 
 
 def from_factory(source: str, folder: Path) -> Blueprint:

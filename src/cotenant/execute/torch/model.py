@@ -4,7 +4,8 @@ How segments are made. A module that says its stages (`Staged`, `nn.Sequential`)
 counting operations, FLOPs and bytes. From nominal rates of the device follows how long it takes, hence into
 how many segments it is worth cutting (one per `SEGMENT_NS`, at most 8); the cuts then make the longest
 segment as short as contiguous stages allow. Only counts go in, so the same model is cut the same way every
-time. A module without stages is one segment.
+time. A module without stages gets them from its graph of operations (`graph_stages`), if it is long enough to
+be cut; where that fails it is one segment.
 """
 
 from __future__ import annotations
@@ -18,12 +19,13 @@ import numpy as np
 import torch
 from msgspec import structs
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import FlopCounterMode
 
 from cotenant.domain import ModelMetadata, TensorSpec, Variant
 from cotenant.execute.model import ModelSettings, batch_axis, example_inputs, make_spec, with_batch
 from cotenant.execute.torch.architectures import Staged
+from cotenant.execute.torch.cost import RATES, Cost, count, total
+from cotenant.execute.torch.exported import Exported, place
+from cotenant.execute.torch.trace import through_graph
 
 MAX_SEGMENTS = 8
 SEGMENT_NS = {"cuda": 500_000, "cpu": 2_000_000}
@@ -45,36 +47,6 @@ DTYPES = {name: dtype for dtype, name in TYPES.items()}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Rates:
-    """Nominal rates of a device, for dividing work up only: FLOP/s, bytes/s, ns per operation."""
-
-    flops: float
-    bytes: float
-    operation_ns: float
-
-
-RATES = {
-    "cuda": Rates(flops=3e14, bytes=2.5e12, operation_ns=3_000),
-    "cpu": Rates(flops=4e10, bytes=1e10, operation_ns=10_000),
-}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Cost:
-    """What a part of a model does at one batch size: floating-point operations, bytes it must touch
-    (weights, inputs, outputs; each once), operations launched."""
-
-    flops: float
-    bytes: float
-    operations: int
-
-    def span_ns(self, rates: Rates) -> float:
-        """Nominal span (ns): the slower of arithmetic and memory, and the launches."""
-        busy = max(self.flops / rates.flops, self.bytes / rates.bytes) * 1e9
-        return busy + self.operations * rates.operation_ns
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Blueprint:
     """A module on the CPU with the tensors it takes and gives, not yet prepared for a device."""
 
@@ -87,12 +59,13 @@ class Blueprint:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TorchModel:
     """A model on its device. The composition of `segments` is the module. `costs`: per segment, at the
-    largest batch."""
+    largest batch. `uncut`: why a model that is worth cutting is one segment, else empty."""
 
     metadata: ModelMetadata
     segments: tuple[nn.Module, ...]
     costs: tuple[Cost, ...]
     device: torch.device
+    uncut: str = ""
 
     @property
     def n_segments(self) -> int:
@@ -123,21 +96,43 @@ def prepare(blueprint: Blueprint, settings: ModelSettings, device: torch.device)
         spec=spec,
     )
     module = blueprint.module.eval().requires_grad_(False).to(device)
-    largest = spec.variants()[-1]
-    state = example_state(metadata, largest, device)
-    stages = stages_of(module)
-    costs = count(stages, state)
-    rates = RATES["cuda" if device.type == "cuda" else "cpu"]
-    spans = [cost.span_ns(rates) for cost in costs]
-    n = max(1, min(MAX_SEGMENTS, len(stages), round(sum(spans) / SEGMENT_NS[device.type])))
-    bounds = cut(spans, n)
+    states = [example_state(metadata, variant, device) for variant in spec.variants()]
+    stages, costs, uncut = _divide(module, states, device)
+    spans = [cost.span_ns(RATES[device.type]) for cost in costs]
+    bounds = cut(spans, min(len(stages), _n_wanted(costs, device)))
     segments = tuple(Staged(stages[a:b]) for a, b in pairwise(bounds))
     return TorchModel(
         metadata=structs.replace(metadata, spec=structs.replace(spec, n_segments=len(segments))),
         segments=segments,
-        costs=tuple(_sum(costs[a:b]) for a, b in pairwise(bounds)),
+        costs=tuple(total(costs[a:b]) for a, b in pairwise(bounds)),
         device=device,
+        uncut=uncut,
     )
+
+
+def _divide(
+    module: nn.Module, states: Sequence[tuple[Tensor, ...]], device: torch.device
+) -> tuple[list[nn.Module], list[Cost], str]:
+    """The module's stages, what they cost, and why there is but one of them where more would be worth it.
+    `states`: example inputs per variant, the largest last."""
+    if isinstance(module, Exported):
+        place(module, device)
+    stages = stages_of(module)
+    costs = count(stages, states[-1])
+    if len(stages) > 1 or _n_wanted(costs, device) == 1:
+        return stages, costs, ""
+    try:
+        stages = through_graph(module, states, RATES[device.type])
+        return stages, count(stages, states[-1]), ""
+    except Exception as error:  # whatever torch cannot trace is still served, in one piece
+        reason = str(error).strip().partition("\n")[0]
+        return stages, costs, f"{type(error).__name__}: {reason}"
+
+
+def _n_wanted(costs: Sequence[Cost], device: torch.device) -> int:
+    """Into how many segments it is worth cutting."""
+    span = sum(cost.span_ns(RATES[device.type]) for cost in costs)
+    return max(1, min(MAX_SEGMENTS, round(span / SEGMENT_NS[device.type])))
 
 
 def stages_of(module: nn.Module) -> list[nn.Module]:
@@ -146,7 +141,7 @@ def stages_of(module: nn.Module) -> list[nn.Module]:
         return list(module.stages)
     if isinstance(module, nn.Sequential) and len(module) > 1:
         return [Single(child) for child in module]
-    return [Whole(module)]
+    return [module if isinstance(module, Whole | Exported) else Whole(module)]
 
 
 class Single(nn.Module):
@@ -180,40 +175,6 @@ def example_state(metadata: ModelMetadata, variant: Variant, device: torch.devic
     return tuple(torch.from_numpy(arrays[spec.name]).to(device) for spec in metadata.inputs)
 
 
-class _Operations(TorchDispatchMode):
-    """Counts operations."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.n = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.n += 1
-        return func(*args, **(kwargs or {}))
-
-
-@torch.inference_mode()
-def count(stages: Sequence[nn.Module], state: tuple[Tensor, ...]) -> list[Cost]:
-    """The cost of every stage in a chain that begins with `state`."""
-    costs = []
-    for stage in stages:
-        weights = sum(p.numel() * p.element_size() for p in _dense(stage))
-        before = sum(t.numel() * t.element_size() for t in state)
-        with FlopCounterMode(display=False) as flops, _Operations() as operations:
-            state = stage(*state)
-        after = sum(t.numel() * t.element_size() for t in state)
-        costs.append(
-            Cost(flops=flops.get_total_flops(), bytes=weights + before + after, operations=operations.n)
-        )
-    return costs
-
-
-def _dense(stage: nn.Module) -> list[Tensor]:
-    """Weights that every run reads whole: all but embedding tables, of which it reads a few rows."""
-    tables = {id(m.weight) for m in stage.modules() if isinstance(m, nn.Embedding)}
-    return [p for p in stage.parameters() if id(p) not in tables]
-
-
 def cut(spans: Sequence[float], n: int) -> list[int]:
     """Bounds (n + 1 of them) that split a chain into n contiguous parts with the shortest longest part.
 
@@ -235,11 +196,3 @@ def cut(spans: Sequence[float], n: int) -> list[int]:
     for part in range(n, 0, -1):
         bounds.append(begin[part][bounds[-1]])
     return bounds[::-1]
-
-
-def _sum(costs: Sequence[Cost]) -> Cost:
-    return Cost(
-        flops=sum(cost.flops for cost in costs),
-        bytes=sum(cost.bytes for cost in costs),
-        operations=sum(cost.operations for cost in costs),
-    )

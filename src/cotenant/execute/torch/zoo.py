@@ -16,6 +16,8 @@ from cotenant.execute.torch import architectures as arch
 from cotenant.execute.torch.model import Blueprint
 
 Make = Callable[[torch.dtype], nn.Module]
+SMALL = "-small"
+"""Ending of the name of a small version."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

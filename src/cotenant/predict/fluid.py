@@ -1,0 +1,288 @@
+"""The predictor that the server runs: fluid integration over what is in flight, learned from every run.
+
+How this works. `estimator.py` says how much sets of workloads slow each other down; `courses.py` lays out
+what is in flight, what might be dispatched and who is likely to join; `kernel.py` steps from event to event
+until everything asked for has finished. That is the median. Upper quantiles come from `calibrate.py`,
+scored against what was issued. Every finished run teaches the calibrator (the residual at dispatch, joiners
+unknown) and the estimator (the residual given the overlap that really was); a drift alarm widens the one
+and loosens the other.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from cotenant.domain import (
+    LEVELS,
+    SLO_COLUMN,
+    Candidate,
+    ModelSpec,
+    Observation,
+    Prediction,
+    Snapshot,
+    SoloProfile,
+    Variant,
+)
+from cotenant.ports import Forecast, LaneInfo, ProfileTable
+from cotenant.predict import fluid_state
+from cotenant.predict.calibrate import Calibrator, Offsets
+from cotenant.predict.courses import Courses
+from cotenant.predict.drift import DriftDetector
+from cotenant.predict.estimator import Estimator, EstimatorConfig, Known, PairMap
+from cotenant.predict.features import FeatureTable, WorkloadFeatures
+from cotenant.predict.handover import Handover
+from cotenant.predict.kernel import Array, integrate_all
+from cotenant.predict.pair_map import FEWEST_LABELS, ReducedMap
+
+LEAST_SIGMA, LARGEST_SIGMA, UNPROFILED_SIGMA = 0.03, 0.5, 0.2
+"""Spread (log) that a profile is believed to have: bounds, and where there is none."""
+DEFAULT_LEVEL = 0.99
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FluidConfig:
+    """What the predictor does; off for comparison."""
+
+    learns: bool = True
+    """Learn from completions."""
+    joiners: bool = True
+    """Count on likely joiners."""
+    estimator: EstimatorConfig = field(default_factory=EstimatorConfig)
+    """How the slowdowns are learned."""
+
+
+class FluidPredictor:
+    """Implements the `Predictor` and `Learner` ports; see the module's head. Deterministic in (learned state,
+    arguments). `profiles` names models and their spread; `features` measures workloads."""
+
+    def __init__(
+        self,
+        features: FeatureTable,
+        pair_map: PairMap,
+        *,
+        profiles: ProfileTable | None = None,
+        lanes: Sequence[LaneInfo] = (),
+        config: FluidConfig | None = None,
+    ) -> None:
+        self.config = config or FluidConfig()
+        self.features = features
+        self.estimator = Estimator(features, pair_map, lanes, self.config.estimator)
+        self.calibrator = Calibrator()
+        self.drift = DriftDetector()
+        self.handover = Handover()
+        self.n_refused = 0
+        self._profiles = profiles
+        self._levels: dict[str, float] = {}
+        self._courses = Courses(self.estimator, joiners=self.config.joiners)
+        self._solo: dict[Variant, tuple[int, ...]] = {}
+        self._solo_key = (-1, -1)
+
+    @property
+    def version(self) -> int:
+        return self.estimator.version
+
+    # --- Predictor ------------------------------------------------------------------------------------
+
+    def prior(self, variant: Variant) -> int:
+        return int(self.features.of(variant).solo_ns)
+
+    def solo(self, variant: Variant, at: int) -> tuple[int, ...]:
+        key = (self.version, at // 200_000_000)
+        if key != self._solo_key:
+            self._solo.clear()
+            self._solo_key = key
+        found = self._solo.get(variant)
+        if found is None:
+            known = self.estimator.workload(variant, 1.0)
+            median = known.features.solo_ns * self.estimator.pace(known, at) + self.handover.at(at)
+            offsets = self._offsets(variant.model, 0, at)
+            found = self._solo[variant] = tuple(int(median * math.exp(offset)) for offset in offsets)
+        return found
+
+    def predict(self, snapshot: Snapshot, candidates: Sequence[Candidate]) -> Forecast:
+        at, n_in_flight = snapshot.at, len(snapshot.in_flight)
+        courses = self._courses
+        courses.lay_out(snapshot, candidates, self.handover.at(at))
+        finish = np.zeros((1 + len(candidates), courses.n))
+        integrate_all(n_in_flight, *courses.arrays(), finish)
+        groups = [self._offsets(flight.variant.model, n_in_flight - 1, at) for flight in snapshot.in_flight]
+        elapsed = [at - flight.decided_at for flight in snapshot.in_flight]
+
+        def in_flight(spans: Array) -> list[list[int]]:
+            return [
+                _remaining(at, span, past, offsets)
+                for span, past, offsets in zip(spans.tolist(), elapsed, groups, strict=False)
+            ]
+
+        finish_at, features = [], []
+        for c, candidate in enumerate(candidates):
+            span = float(finish[1 + c, n_in_flight + c])
+            offsets = self._offsets(candidate.variant.model, n_in_flight, at)
+            finish_at.append([at + int(span * math.exp(offset)) for offset in offsets])
+            features.append((span,))
+        return Forecast(
+            finish_at=finish_at,
+            in_flight_finish_at=[in_flight(finish[1 + c, :n_in_flight]) for c in range(len(candidates))],
+            baseline_finish_at=in_flight(finish[0, :n_in_flight]),
+            version=self.version,
+            features=features,
+        )
+
+    name = "fluid"
+
+    def fit(self, observations: Sequence[Observation]) -> None:
+        """Begin anew, from observations: the scales of the pair features from steady pairs among them, the
+        rest run by run in their order."""
+        steady = [o for o in observations if len(o.overlaps) == 1 and o.overlaps[0].ended_at is None]
+        pairs, slowdowns = [], []
+        for o in steady:
+            victim = self.features.of(o.variant, o.share)
+            pairs.append((victim, self.features.of(o.overlaps[0].variant, o.overlaps[0].share)))
+            slowdowns.append((o.ended_at - o.started_at) / victim.solo_ns)
+        reduced = ReducedMap(self.features).fit(pairs, np.array(slowdowns))
+        self.estimator = Estimator(self.features, reduced, self.estimator.lanes, self.config.estimator)
+        self.estimator.begin_with(reduced.theta, reduced.covariance)
+        self._courses = Courses(self.estimator, joiners=self.config.joiners)
+        known = {id(o) for o in steady} if len(pairs) >= FEWEST_LABELS else set()
+        for o in observations:
+            if id(o) not in known:
+                self.learn(o)
+
+    def given_overlap(self, observation: Observation) -> float:
+        """Span (ns) from start to end that is expected for exactly the overlap that was (steady: an overlap
+        without an end lasts throughout)."""
+        known = self.estimator.workload(observation.variant, observation.share)
+        o, span = observation, float(observation.ended_at - observation.started_at)
+        rows, begins, ends = self._courses.beside(known, o.lane, o.overlaps, o.started_at, o.ended_at)
+        done = self.estimator.work_done(known, rows, begins, ends, span, o.decided_at)
+        doubt = self.estimator.doubt(known, rows, begins, ends, span, o.decided_at)
+        return span * work_of(known, o) / max(1e-3, done) * math.exp(-doubt)
+
+    def _offsets(self, model: str, n_beside: int, at: int) -> Offsets:
+        if model not in self._levels:
+            self._declare(model)
+        return self.calibrator.offsets((model, max(0, n_beside)), at)
+
+    def _declare(self, model: str) -> None:
+        level, sigma = DEFAULT_LEVEL, UNPROFILED_SIGMA
+        if self._profiles is not None:
+            spec = self._profiles.spec(model)
+            level = spec.slo_percentile
+            try:
+                profile = self._profiles.solo(spec.variants()[0])
+                sigma = profile.spread_ns / profile.median_ns
+            except KeyError:
+                pass
+        self._levels[model] = level
+        self.calibrator.declare(model, min(LARGEST_SIGMA, max(LEAST_SIGMA, sigma)), level)
+
+    # --- Learner --------------------------------------------------------------------------------------
+
+    def learn(self, observation: Observation) -> int | None:
+        if not self.config.learns:
+            return None
+        if not possible(observation):
+            self.n_refused += 1
+            return None
+        model, at = observation.variant.model, observation.ended_at
+        known = self.estimator.workload(observation.variant, observation.share)
+        work = work_of(known, observation)
+        if work <= 0:
+            return None
+        rows, begins, ends = self._courses.beside(
+            known, observation.lane, observation.overlaps, observation.started_at, at
+        )
+        span = float(at - observation.started_at)
+        residual, _ = self.estimator.learn(known, rows, begins, ends, span, work, at)
+        if not observation.staged:
+            self.handover.learn(observation.started_at - observation.decided_at, at)
+        if not preempted(observation) and observation.predictions:
+            self._calibrate(observation, observation.predictions[0])
+        if self.drift.learn(model, residual):
+            self.calibrator.widen(at, model)
+            self.estimator.loosen(model)
+        return self.version
+
+    def _calibrate(self, observation: Observation, issued: Prediction) -> None:
+        if not issued.features or issued.features[0] <= 0:
+            return
+        base = issued.features[0]
+        offsets = [math.log(max(1.0, finish_at - issued.issued_at) / base) for finish_at in issued.finish_at]
+        actual = max(1.0, float(observation.ended_at - issued.issued_at))
+        model = observation.variant.model
+        if model not in self._levels:
+            self._declare(model)
+        self.calibrator.learn(
+            (model, issued.corunners), math.log(actual / base), _five(offsets), observation.ended_at
+        )
+
+    def loaded(self, spec: ModelSpec, profiles: Sequence[SoloProfile]) -> None:
+        if self._profiles is not None:
+            self._profiles.renew(spec, profiles)
+        self.features.drop(spec.name)
+        for profile in profiles:
+            self.features.add(
+                WorkloadFeatures(
+                    variant=profile.variant,
+                    share=profile.share,
+                    solo_ns=profile.median_ns,
+                    demand=(math.nan,) * len(self.features.resources),
+                    statics=(math.nan,) * len(self.features.statics),
+                )
+            )
+        self.estimator.forget(spec.name)
+        self.calibrator.forget(spec.name)
+        self.drift.forget(spec.name)
+        self._levels.pop(spec.name, None)
+        self._solo.clear()
+
+    def state(self) -> bytes:
+        return fluid_state.encode(self)
+
+    def restore(self, state: bytes) -> None:
+        fluid_state.decode(self, state)
+        self._solo.clear()
+
+
+def work_of(known: Known, observation: Observation) -> float:
+    """Solo work (ns) of what was run: all of it, or the segments that a preempted run had ended; 0 when
+    that is not known."""
+    first, n = observation.first_segment, len(observation.segment_ended_at)
+    n_segments = observation.end_segment
+    if not preempted(observation) and first == 0:
+        return known.features.solo_ns
+    if known.n_segments != n_segments:
+        return 0.0
+    last = first + n if preempted(observation) else n_segments
+    return float(known.segment_ns[first:last].sum())
+
+
+def preempted(observation: Observation) -> bool:
+    """Whether it stopped at a boundary before its end."""
+    n_ended = len(observation.segment_ended_at)
+    return 0 < n_ended < observation.end_segment - observation.first_segment
+
+
+def possible(observation: Observation) -> bool:
+    """Whether the instants are finite and in order and there was anything to run."""
+    decided, started, ended = observation.decided_at, observation.started_at, observation.ended_at
+    in_order = decided <= started < ended  # false where one is not a number
+    return in_order and math.isfinite(ended) and observation.first_segment < observation.end_segment
+
+
+def _remaining(at: int, span: float, past: int, offsets: Offsets) -> list[int]:
+    """Quantiles of the finish of what is in flight. Its whole span has the spread that the offsets say; of
+    a sum of independent parts the rest has the square root of its share."""
+    whole = span + past
+    spread = math.sqrt(max(0.0, span * whole))
+    return [at + max(1, int(span + spread * math.expm1(offset))) for offset in offsets]
+
+
+def _five(offsets: Sequence[float]) -> Offsets:
+    assert len(offsets) == len(LEVELS) + 1 == SLO_COLUMN + 1
+    a, b, c, d, e = offsets
+    return a, b, c, d, e

@@ -1,0 +1,202 @@
+"""The fluid integration compiled: what `replay.py` says, for the slowdown model of `fluid.py`.
+
+How this works. While run e is in segment k, its slowdown is
+
+    pace_e x (1 + crowd[n] x sum over others j of excess[e, j] x max(0, 1 + modulation))
+    modulation = sum over resources r of weight_r x (u_e,k,r u_j,l,r - mean u_e,r mean u_j,r)
+
+with n others active, u the demands of the segments they are in, and excess = slowdown - 1 of the pair over
+whole runs. Lanes without work may be taken by others: such a joiner is there with a probability that tends
+from its value at the instant the lane became free to `joiners[LIKELY]` with the time constant
+`joiners[TAU]`, and adds its mean excess. A pair's term changes only when one of the two passes a boundary,
+so only those are computed anew.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+from numba import njit
+
+MAX_SEGMENTS = 16
+START, AFTER, PACE, FIRST, LEFT, LANE, N_SEGMENTS = range(7)
+"""Columns of `runs`: begin (ns from now), index of the run it waits for (-1: none), own slowdown factor,
+segment it is in, share (0..1) of that segment that is left, lane (-1: none), segments."""
+N_COLUMNS = 7
+LIKELY, TAU, REFILL, IDLE = range(4)
+"""Columns of `joiners`: probability that a lane is taken in the long run, time constant (ns), probability
+that a lane is taken again at once when it becomes free, and that an idle lane is taken now."""
+MAX_CROWD = 8
+"""Others beyond this many count as so many in `crowd`."""
+DONE = 1e-6
+FEW = 1e-9
+
+Array = np.ndarray[Any, Any]
+
+
+@njit(cache=True, fastmath=True, inline="always")
+def _modulated(
+    e: int, k: int, j: int, m: int, excess: Array, demands: Array, means: Array, weights: Array
+) -> float:  # fmt: skip
+    term = 1.0
+    for r in range(weights.shape[0]):
+        term += weights[r] * (demands[e, k, r] * demands[j, m, r] - means[e, r] * means[j, r])
+    return float(excess[e, j] * max(0.0, term))
+
+
+@njit(cache=True, fastmath=True, inline="always")
+def _settle(share: Array, taken: Array, joiners: Array, step: float) -> None:
+    """Let the probabilities that free lanes are taken tend towards the likely one for `step` ns."""
+    if share.shape[0]:
+        settled = 1.0 - math.exp(-step / joiners[TAU])
+        for lane in range(share.shape[0]):
+            if taken[lane] == 0:
+                share[lane] += (joiners[LIKELY] - share[lane]) * settled
+
+
+@njit(cache=True, fastmath=True)
+def integrate(
+    members: Array,
+    runs: Array,
+    segments: Array,
+    demands: Array,
+    means: Array,
+    excess: Array,
+    weights: Array,
+    crowd: Array,
+    joiners: Array,
+    joiner_excess: Array,
+    finish: Array,
+) -> None:
+    """Finish (ns from now) of the runs `members` (int64), written to `finish` (n_runs; the rest stays).
+
+    runs: n_runs x N_COLUMNS; segments: n_runs x MAX_SEGMENTS solo spans (ns); demands: n_runs x
+    MAX_SEGMENTS x n_resources; means: n_runs x n_resources; excess: n_runs x n_runs; joiner_excess: n_runs
+    x n_lanes."""
+    n, n_lanes = members.shape[0], joiner_excess.shape[1]
+    at = np.zeros(n, np.int64)
+    left = np.zeros(n)
+    state = np.zeros(n, np.int64)  # 0 waits, 1 runs, 2 has ended
+    pair = np.zeros((n, n))
+    taken = np.zeros(n_lanes, np.int64)
+    share = np.full(n_lanes, joiners[IDLE])
+    rate = np.zeros(n)
+    for a in range(n):
+        e = members[a]
+        at[a] = np.int64(runs[e, FIRST])
+        left[a] = segments[e, at[a]] * runs[e, LEFT]
+        if runs[e, LANE] >= 0:
+            taken[np.int64(runs[e, LANE])] += 1
+    for idle in range(n_lanes):
+        if taken[idle] > 0:
+            share[idle] = 0.0
+    now = 0.0
+    n_open = n
+    while n_open > 0:
+        n_active = 0
+        next_start = np.inf
+        for a in range(n):
+            if state[a] == 0:
+                e = members[a]
+                free = True
+                if runs[e, AFTER] >= 0:
+                    for b in range(n):
+                        if members[b] == np.int64(runs[e, AFTER]) and state[b] != 2:
+                            free = False
+                if free and runs[e, START] <= now:
+                    state[a] = 1
+                    for b in range(n):
+                        if b != a and state[b] == 1:
+                            j = members[b]
+                            pair[a, b] = _modulated(e, at[a], j, at[b], excess, demands, means, weights)
+                            pair[b, a] = _modulated(j, at[b], e, at[a], excess, demands, means, weights)
+                elif free:
+                    next_start = min(next_start, runs[e, START])
+            if state[a] == 1:
+                n_active += 1
+        if n_active == 0:
+            if next_start == np.inf:
+                return
+            _settle(share, taken, joiners, next_start - now)
+            now = next_start
+            continue
+        factor = crowd[min(n_active - 1, MAX_CROWD)]
+        step = next_start - now
+        for a in range(n):
+            if state[a] != 1:
+                continue
+            e = members[a]
+            total = 0.0
+            for b in range(n):
+                total += pair[a, b]
+            total *= factor
+            for lane in range(n_lanes):
+                total += share[lane] * joiner_excess[e, lane]
+            rate[a] = 1.0 / (runs[e, PACE] * (1.0 + max(0.0, total)))
+            step = min(step, left[a] / rate[a])
+        if n_lanes > 0:
+            step = min(step, joiners[TAU])
+            _settle(share, taken, joiners, step)
+        now += step
+        for a in range(n):
+            if state[a] != 1:
+                continue
+            left[a] -= step * rate[a]
+            if left[a] > DONE:
+                continue
+            e = members[a]
+            while left[a] <= DONE and at[a] < np.int64(runs[e, N_SEGMENTS]):
+                at[a] += 1
+                if at[a] < np.int64(runs[e, N_SEGMENTS]):
+                    left[a] += segments[e, at[a]]
+            if at[a] >= np.int64(runs[e, N_SEGMENTS]):
+                state[a] = 2
+                n_open -= 1
+                finish[e] = now
+                freed = np.int64(runs[e, LANE])
+                if freed >= 0:
+                    taken[freed] -= 1
+                    if taken[freed] == 0:
+                        share[freed] = joiners[REFILL]
+                for b in range(n):
+                    pair[a, b] = 0.0
+                    pair[b, a] = 0.0
+                continue
+            for b in range(n):
+                if b != a and state[b] == 1:
+                    j = members[b]
+                    pair[a, b] = _modulated(e, at[a], j, at[b], excess, demands, means, weights)
+                    pair[b, a] = _modulated(j, at[b], e, at[a], excess, demands, means, weights)
+
+
+@njit(cache=True, fastmath=True)
+def integrate_all(
+    n_in_flight: int,
+    runs: Array,
+    segments: Array,
+    demands: Array,
+    means: Array,
+    excess: Array,
+    weights: Array,
+    crowd: Array,
+    joiners: Array,
+    joiner_excess: Array,
+    finish: Array,
+) -> None:
+    """What is in flight alone (row 0 of `finish`), and with each candidate in turn (row 1 + c; its own finish
+    stands in its column). The first `n_in_flight` runs are in flight, the rest candidates."""
+    n = runs.shape[0]
+    alone = np.arange(n_in_flight)
+    integrate(
+        alone, runs, segments, demands, means, excess, weights, crowd, joiners, joiner_excess, finish[0]
+    )
+    with_one = np.empty(n_in_flight + 1, np.int64)
+    with_one[:n_in_flight] = alone
+    for c in range(n - n_in_flight):
+        with_one[n_in_flight] = n_in_flight + c
+        integrate(
+            with_one, runs, segments, demands, means, excess, weights, crowd, joiners, joiner_excess,
+            finish[1 + c],
+        )  # fmt: skip
