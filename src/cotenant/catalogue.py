@@ -33,6 +33,11 @@ class Places:
         """The profile database."""
         return self.store / "profiles.sqlite"
 
+    @property
+    def coruns(self) -> Path:
+        """Recordings of co-runs."""
+        return self.store / "coruns"
+
 
 def places(store: Path | None = None) -> Places:
     """Folders by the XDG rules; `store` overrides the state folder (`--store DIR`)."""

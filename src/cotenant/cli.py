@@ -48,11 +48,23 @@ def serve(
     http_port: Annotated[int, typer.Option(help="HTTP port; 0: any free.", min=0, max=65535)] = 8000,
     grpc_port: Annotated[int | None, typer.Option(help="gRPC port (not in this version).")] = None,
     policy: Annotated[str, typer.Option(help="Scheduling policy.")] = "default",
+    record: Annotated[
+        Path | None,
+        typer.Option(
+            help="Record dispatches as data sets BASE-00001.* and so on. "
+            "Default: live/NAME among the recordings in the store.",
+            metavar="BASE",
+        ),
+    ] = None,
+    record_mb: Annotated[
+        float, typer.Option(help="Disk for the recording, MB: the newest stay; 0: none.", min=0)
+    ] = 32.0,
     store: StoreOption = None,
 ) -> None:
     """Run the server."""
     from cotenant.assemble import prepare
     from cotenant.catalogue import places
+    from cotenant.experiment.coruns import recorded_live
     from cotenant.host import HostConfig
     from cotenant.host import serve as host_serve
     from cotenant.schedule.policies import make_policy
@@ -69,7 +81,9 @@ def serve(
             to_stderr.print(f"[yellow]not served:[/] {reason}", highlight=False)
         log_path = where.store / "logs" / "events.log" if scenario.server.event_log else None
         config = HostConfig(host=host, http_port=http_port, policy=policy, log_path=log_path)
-        _run_loop(host_serve(prepared, config, lambda url: print(f"ready {url}", flush=True)))
+        base = record or where.coruns / "live" / scenario.path.stem
+        with recorded_live(prepared, base, record_mb, _warn) as recorders:
+            _run_loop(host_serve(prepared, config, _say_ready, recorders))
 
 
 @app.command()
@@ -79,24 +93,47 @@ def profile(
     export: Annotated[
         Path | None, typer.Option("--export", help="Write the profile here (with --corun).", metavar="FILE")
     ] = None,
+    record: Annotated[
+        Path | None,
+        typer.Option(
+            "--record",
+            help="Record co-runs to BASE.*.csv (with --corun); a recording of the same is continued. "
+            "Default: in the store, named after config and time.",
+            metavar="BASE",
+        ),
+    ] = None,
+    seconds: Annotated[
+        float, typer.Option(help="Seconds of co-runs to record (with --corun); 0: none.", min=0)
+    ] = 60.0,
     store: StoreOption = None,
 ) -> None:
     """Measure the models of a config on this machine and store what was found; resumes where it stopped."""
     from cotenant.assemble import prepare
     from cotenant.catalogue import places
-    from cotenant.experiment.coruns import measure_coruns
+    from cotenant.clock import wall_date
+    from cotenant.experiment.coruns import measure_coruns, record_prepared
+    from cotenant.experiment.datasets import read_dataset
+    from cotenant.experiment.recorded import summarise_coruns
     from cotenant.profile.export import to_json
 
-    if export is not None and not corun:
-        raise _fail("--export needs --corun: a profile to simulate with has both")
+    for flag, value in (("--export", export), ("--record", record)):
+        if value is not None and not corun:
+            raise _fail(f"{flag} needs --corun: without it models run alone")
     with _clear_errors():
         where = places(store)
         scenario = _config(source, None)
+        base = record or where.coruns / f"{scenario.path.stem}-{wall_date()}"
         with _progress() as told:
             prepared = prepare(scenario, where, progress=told)
-            measured = measure_coruns(prepared, where, progress=told) if corun else None
-        prepared.executor.close()
+            try:
+                measured = measure_coruns(prepared, where, progress=told) if corun else None
+                if corun and seconds:
+                    record_prepared(prepared, base, seconds, progress=told)
+            finally:
+                prepared.executor.close()
         _show_profile(prepared)
+        if corun and seconds:
+            to_stdout.print(f"recorded {base}: {summarise_coruns(read_dataset(base)).text}", highlight=False)
         if measured is not None and export is not None:
             export.write_text(to_json(measured), encoding="utf-8")
             to_stdout.print(f"wrote {export}")
@@ -244,6 +281,14 @@ def _run_loop(main: Any) -> None:
         asyncio.run(main)
     else:
         uvloop.run(main)
+
+
+def _say_ready(url: str) -> None:
+    print(f"ready {url}", flush=True)
+
+
+def _warn(message: str) -> None:
+    to_stderr.print(f"[yellow]warning:[/] {message}", highlight=False, soft_wrap=True)
 
 
 def _fail(message: str) -> typer.Exit:

@@ -42,6 +42,11 @@ def wall_time_s() -> float:
     return time.time()
 
 
+def wall_date() -> str:
+    """The local date and time, `20261123-170507`, for names of files."""
+    return time.strftime("%Y%m%d-%H%M%S")
+
+
 def sleep(seconds: float) -> None:
     """Block the calling thread; for measurement and load generation, never on a decision path."""
     time.sleep(seconds)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +13,7 @@ from cotenant.assemble import Prepared, make_engine
 from cotenant.clock import MonotonicClock
 from cotenant.engine_client import EngineClient
 from cotenant.local_link import LocalLink
+from cotenant.ports import Observer
 from cotenant.serve.http import ServeConfig, make_app
 from cotenant.serve.server import serve_http
 from cotenant.telemetry.metrics import Metrics
@@ -32,13 +33,24 @@ class HostConfig:
     """Event log to write, if any."""
 
 
-async def serve(prepared: Prepared, config: HostConfig, on_ready: Callable[[str], None]) -> None:
+async def serve(
+    prepared: Prepared,
+    config: HostConfig,
+    on_ready: Callable[[str], None],
+    observers: Sequence[Observer] = (),
+) -> None:
     """Serve until SIGTERM or SIGINT, then drain and return. `on_ready(url)` is called once, when requests
     are accepted."""
     settings = prepared.scenario.server
     clock = MonotonicClock()
     metrics = Metrics()
-    engine = make_engine(prepared, config.policy, clock=clock, observers=[metrics], log_path=config.log_path)
+    engine = make_engine(
+        prepared,
+        config.policy,
+        clock=clock,
+        observers=[metrics, *observers],
+        log_path=config.log_path,
+    )
     engine.start()
     serve_config = ServeConfig(
         max_body_bytes=settings.max_body_mib << 20, allow_model_control=settings.allow_model_control

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from cotenant.domain import Variant
+from cotenant.domain import Axes, Variant
 from cotenant.experiment.datasets import CoRun, DatasetError, read_dataset, write_dataset
 from cotenant.predict.features import FeatureTable, WorkloadFeatures
 
@@ -44,8 +44,8 @@ def test_what_is_written_is_read_back(tmp_path: Path) -> None:
     )  # fmt: skip
     rows = [
         CoRun(
-            run="7", variant=Variant("a", 4), share=0.5, start_ms=1.0, end_ms=4.5, dispatched_ms=0.5,
-            lane=2, units=(0, 1), queue_n=1, segment_ends_ms=(2.0, 4.5),
+            run="7", variant=Variant("a", 4), share=0.5, start_ms=1.0, end_ms=4.5, began_s=12.5,
+            dispatched_ms=0.5, lane=2, units=(0, 1), queue_n=1, segment_ends_ms=(2.0, 4.5),
         ),
         CoRun(run="7", variant=Variant("a", 4), share=0.5, start_ms=2.0, end_ms=5.0),
     ]  # fmt: skip
@@ -55,6 +55,33 @@ def test_what_is_written_is_read_back(tmp_path: Path) -> None:
     assert found.runs == {"7": rows}
     assert list(found.features) == list(table)
     assert not found.steady
+
+
+@pytest.mark.parametrize("axes", [(), (("seq", 64),), (("height", 8), ("width", 16))])
+def test_axes_of_a_variant_are_kept_in_the_name_of_the_workload(tmp_path: Path, axes: Axes) -> None:
+    variant = Variant("bert", 2, axes)
+    table = FeatureTable()
+    table.add(WorkloadFeatures(variant=variant, share=1.0, solo_ns=3e6))
+    write_dataset(tmp_path / "set", table, [CoRun(run="0", variant=variant, share=1.0, end_ms=4.0)])
+    assert read_dataset(tmp_path / "set").runs["0"][0].variant == variant
+
+
+def test_a_workload_of_any_other_name_is_taken_as_it_is(tmp_path: Path) -> None:
+    odd = "conv[3x3] (big)"
+    profiles, coruns = f"workload,solo_ms\n{odd},2\n", f"run,workload,end_ms\n0,{odd},3\n"
+    found = read_dataset(dataset(tmp_path, profiles, coruns))
+    assert found.runs["0"][0].variant == Variant(odd, 1)
+
+
+def test_writing_again_replaces_the_set_whichever_form_it_had(tmp_path: Path) -> None:
+    table = FeatureTable()
+    table.add(WorkloadFeatures(variant=Variant("a", 1), share=1.0, solo_ns=3e6))
+    for end_ms, packed in ((4.0, False), (5.0, True), (6.0, False)):
+        row = CoRun(run="0", variant=Variant("a", 1), share=1.0, end_ms=end_ms)
+        write_dataset(tmp_path / "set", table, [row], packed=packed)
+        assert read_dataset(tmp_path / "set").runs == {"0": [row]}
+    names = {path.name for path in tmp_path.iterdir()}
+    assert names == {"set.profiles.csv", "set.segments.csv", "set.coruns.csv"}
 
 
 @pytest.mark.parametrize(

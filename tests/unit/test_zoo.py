@@ -34,6 +34,7 @@ TINY: Mapping[str, Callable[[int], onnx.ModelProto]] = {
     ),
     "dlrm": partial(arch.dlrm, arch.DlrmSizes(n_rows=100, width=8, n_dense=4, n_sparse=5, hidden=16)),
     "gpt_mini": partial(arch.gpt_mini, arch.GptSizes(n_words=50, length=6, width=24, n_blocks=2, n_heads=3)),
+    "wide_mlp": partial(arch.wide_mlp, arch.WideMlpSizes(n_features=8, width=32, n_layers=2)),
     "echo": partial(arch.echo, arch.EchoSizes()),
 }
 

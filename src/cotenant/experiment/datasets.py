@@ -3,9 +3,10 @@
 `BASE.profiles.csv`: `workload[,batch,share],solo_ms,demand_*...,feature_*...`; demands are shares (0..1) of a
 resource used when alone. `BASE.segments.csv` (optional): `workload[,batch,share],index,solo_ms,demand_*`.
 `BASE.coruns.csv` (may be packed, `.zst`): `run,workload[,batch,share][,start_ms],end_ms` and optionally
-`dispatched_ms,lane,units,queue_n,segment_ends_ms`. Rows of one run overlap. Without `start_ms` a run is
-steady: every row's co-runners were there throughout, and `end_ms` is its latency. Columns are found by name,
-in any order; unknown ones are ignored. `units`: compute units of the lane, `;` between them.
+`began_s,dispatched_ms,lane,units,queue_n,segment_ends_ms`. Rows of one run overlap. Without `start_ms` a run
+is steady: every row's co-runners were there throughout, and `end_ms` is its latency. Columns are found by
+name, in any order; unknown ones are ignored. `units`: compute units of the lane, `;` between them. A workload
+with axes is called `bert_mini[seq=64]`, further axes after `;`. See `docs/datasets.md`.
 """
 
 from __future__ import annotations
@@ -13,15 +14,19 @@ from __future__ import annotations
 import csv
 import io
 import math
+import os
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from cotenant.domain import Variant
-from cotenant.experiment.packed import read_text, write_packed
+from cotenant.experiment.packed import pack, read_text
 from cotenant.predict.features import FeatureTable, WorkloadFeatures
 
 DEMAND, FEATURE = "demand_", "feature_"
+KEYS = ["workload", "batch", "share"]
+WITH_AXES = re.compile(r"([^\[\]]+)\[(\w+=\d+(?:;\w+=\d+)*)\]")
 
 
 class DatasetError(ValueError):
@@ -31,7 +36,8 @@ class DatasetError(ValueError):
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CoRun:
     """One row: a dispatch that ran beside the others of its run. Times in ms from the begin of the run;
-    `start_ms` is None in a steady run. `queue_n`: others in flight when it was dispatched."""
+    `start_ms` is None in a steady run. `queue_n`: others in flight when it was dispatched. `began_s`: when
+    the run began, in s from the begin of the recording."""
 
     run: str
     variant: Variant
@@ -43,6 +49,7 @@ class CoRun:
     units: tuple[int, ...] = ()
     queue_n: int | None = None
     segment_ends_ms: tuple[float, ...] = ()
+    began_s: float | None = None
 
     @property
     def span_ms(self) -> float:
@@ -157,7 +164,21 @@ def _features(
 
 def _key(where: str, row: Mapping[str, str]) -> tuple[Variant, float]:
     rows = _number(where, row, "batch", default=1.0, least=1.0)
-    return Variant(row["workload"], int(rows)), _number(where, row, "share", default=1.0)
+    return _variant(row["workload"], int(rows)), _number(where, row, "share", default=1.0)
+
+
+def _variant(workload: str, rows: int) -> Variant:
+    found = WITH_AXES.fullmatch(workload)
+    if found is None:
+        return Variant(workload, rows)
+    sizes = (axis.partition("=") for axis in found[2].split(";"))
+    return Variant(found[1], rows, tuple((axis, int(size)) for axis, _, size in sizes))
+
+
+def workload_name(variant: Variant) -> str:
+    """What the column `workload` says: the model, and the sizes of its axes where it has any."""
+    axes = ";".join(f"{axis}={size}" for axis, size in variant.axes)
+    return f"{variant.model}[{axes}]" if axes else variant.model
 
 
 def _corun(where: str, row: Mapping[str, str]) -> CoRun:
@@ -183,6 +204,7 @@ def _corun(where: str, row: Mapping[str, str]) -> CoRun:
         units=units,
         queue_n=None if queue_n is None else int(queue_n),
         segment_ends_ms=ends,
+        began_s=_optional(where, row, "began_s"),
     )
 
 
@@ -216,57 +238,85 @@ def _optional(where: str, row: Mapping[str, str], column: str) -> float | None:
 
 
 def write_dataset(base: Path, features: FeatureTable, rows: Iterable[CoRun], *, packed: bool = True) -> None:
-    """Write `BASE.*`; the folder is made."""
+    """Write `BASE.*`; the folder is made. Each file is replaced as a whole: an interrupted write leaves the
+    one that was there."""
+    write_features(base, features)
+    plain = base.with_name(f"{base.name}.coruns.csv")
+    zipped = plain.with_name(plain.name + ".zst")
+    body = corun_text(rows).encode()
+    target, other = (zipped, plain) if packed else (plain, zipped)
+    _replace(target, pack(body) if packed else body)
+    other.unlink(missing_ok=True)
+
+
+def write_features(base: Path, features: FeatureTable) -> None:
+    """Write `BASE.profiles.csv` and `BASE.segments.csv`; the folder is made."""
     base.parent.mkdir(parents=True, exist_ok=True)
     demands = [DEMAND + name for name in features.resources]
-    keys = ["workload", "batch", "share"]
     known = list(features)
-
-    def key(entry: WorkloadFeatures | CoRun) -> list[object]:
-        return [entry.variant.model, entry.variant.rows, f"{entry.share:g}"]
 
     def numbers(values: Iterable[float]) -> list[str]:
         return ["" if math.isnan(value) else f"{value:.6g}" for value in values]
 
-    _write(
-        base.with_name(f"{base.name}.profiles.csv"),
-        [*keys, "solo_ms", *demands, *(FEATURE + name for name in features.statics)],
-        ([*key(f), f"{f.solo_ns / 1e6:.6g}", *numbers(f.demand), *numbers(f.statics)] for f in known),
+    profiles = _text(
+        [*KEYS, "solo_ms", *demands, *(FEATURE + name for name in features.statics)],
+        ([*_cells(f), f"{f.solo_ns / 1e6:.6g}", *numbers(f.demand), *numbers(f.statics)] for f in known),
     )
-    _write(
-        base.with_name(f"{base.name}.segments.csv"),
-        [*keys, "index", "solo_ms", *demands],
+    segments = _text(
+        [*KEYS, "index", "solo_ms", *demands],
         (
-            [*key(f), k, f"{span / 1e6:.6g}", *numbers(demand)]
+            [*_cells(f), k, f"{span / 1e6:.6g}", *numbers(demand)]
             for f in known
             for k, (span, demand) in enumerate(zip(f.segment_ns, f.segment_demand, strict=True))
         ),
     )
-    _write(
-        base.with_name(f"{base.name}.coruns.csv"),
-        ["run", *keys, "start_ms", "end_ms", "dispatched_ms", "lane", "units", "queue_n", "segment_ends_ms"],
+    _replace(base.with_name(f"{base.name}.profiles.csv"), profiles.encode())
+    _replace(base.with_name(f"{base.name}.segments.csv"), segments.encode())
+
+
+CORUN_COLUMNS = [
+    "run", *KEYS, "start_ms", "end_ms", "began_s", "dispatched_ms", "lane", "units", "queue_n",
+    "segment_ends_ms",
+]  # fmt: skip
+
+
+def corun_text(rows: Iterable[CoRun], *, header: bool = True) -> str:
+    """The lines of `BASE.coruns.csv`; without `header` they can be appended to it."""
+    return _text(
+        CORUN_COLUMNS if header else None,
         (
             [
-                row.run, *key(row), _ms(row.start_ms), _ms(row.end_ms), _ms(row.dispatched_ms),
-                "" if row.lane is None else row.lane, ";".join(map(str, row.units)),
+                row.run, *_cells(row), _ms(row.start_ms), _ms(row.end_ms), _ms(row.began_s),
+                _ms(row.dispatched_ms), "" if row.lane is None else row.lane, ";".join(map(str, row.units)),
                 "" if row.queue_n is None else row.queue_n, ";".join(map(_ms, row.segment_ends_ms)),
             ]
             for row in rows
         ),
-        packed=packed,
     )  # fmt: skip
+
+
+def _cells(entry: WorkloadFeatures | CoRun) -> list[object]:
+    return [workload_name(entry.variant), entry.variant.rows, f"{entry.share:g}"]
 
 
 def _ms(value: float | None) -> str:
     return "" if value is None else f"{value:.4f}"
 
 
-def _write(path: Path, columns: list[str], rows: Iterable[list[object]], *, packed: bool = False) -> None:
+def _text(columns: list[str] | None, rows: Iterable[list[object]]) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(columns)
+    if columns is not None:
+        writer.writerow(columns)
     writer.writerows(rows)
-    if packed:
-        write_packed(path, text.getvalue())
-    else:
-        path.write_text(text.getvalue())
+    return text.getvalue()
+
+
+def _replace(path: Path, body: bytes) -> None:
+    whole = path.with_name(path.name + ".part")
+    try:
+        whole.write_bytes(body)
+        os.replace(whole, path)
+    except OSError:
+        whole.unlink(missing_ok=True)
+        raise

@@ -33,7 +33,7 @@ class LaneDriver:
         self._pump = pump
         self._events: SimpleQueue[Event] = SimpleQueue()
         self._n = 0
-        self._running: set[int] = set()
+        self._running: dict[int, Variant] = {}
         executor.attach(self._events.put)
 
     def start(self, lane: int, spec: ModelSpec, variant: Variant, inputs: Tensors) -> Dispatch:
@@ -54,28 +54,40 @@ class LaneDriver:
             snapshot=_NOBODY,
             why="measurement",
         )
-        self._running.add(dispatch.id)
+        self._running[dispatch.id] = variant
         self.executor.start(dispatch, [inputs])
         return dispatch
 
     def wait(self, variant: Variant) -> Completion:
-        """The next completion on any lane. Raises MeasureError, naming `variant`, if it failed or did not
-        come for `HANG_S`; whatever else runs is then given up."""
-        while True:
-            event = self._next()
-            if event is None:
-                self._give_up()
-                raise MeasureError(f"measuring {variant.label} failed: no end after {HANG_S:.0f} s")
+        """The next completion on any lane. Raises MeasureError if that run failed or, naming `variant`, if
+        none came for `HANG_S`; whatever else runs is then given up."""
+        hangs_at = self.clock.now() + int(HANG_S * NS_PER_S)
+        completion = self.poll(hangs_at)
+        if completion is None:
+            self._give_up()
+            raise MeasureError(f"measuring {variant.label} failed: no end after {HANG_S:.0f} s")
+        return completion
+
+    def poll(self, until_at: int) -> Completion | None:
+        """The next completion on any lane, or None when there was none by `until_at`. Raises MeasureError if
+        the run failed; whatever else runs is then given up."""
+        while (event := self._next(until_at)) is not None:
             if not isinstance(event, Completion):
                 continue
             self.executor.take_results(event.dispatch_id)
-            if event.dispatch_id not in self._running:
+            variant = self._running.pop(event.dispatch_id, None)
+            if variant is None:
                 continue
-            self._running.discard(event.dispatch_id)
             if event.error is not None:
                 self._give_up()
                 raise MeasureError(f"measuring {variant.label} failed: {event.error}")
             return event
+        return None
+
+    @property
+    def n_running(self) -> int:
+        """Runs that were started and have not been seen to end."""
+        return len(self._running)
 
     def run(self, spec: ModelSpec, variant: Variant, inputs: Tensors, lane: int = 0) -> Completion:
         """One run with nothing beside it."""
@@ -87,19 +99,19 @@ class LaneDriver:
 
     def _give_up(self) -> None:
         for dispatch_id in tuple(self._running):
-            self._running.discard(dispatch_id)
+            del self._running[dispatch_id]
             self.executor.abort(dispatch_id, "the measurement was given up")
 
-    def _next(self) -> Event | None:
-        """The next event; None when there was none for `HANG_S`."""
+    def _next(self, until_at: int) -> Event | None:
+        """The next event; None when there was none by `until_at`."""
         if self._pump is not None:
-            give_up_at = self.clock.now() + int(HANG_S * NS_PER_S)
             while self._events.empty():
-                if self.clock.now() >= give_up_at:
+                if self.clock.now() >= until_at:
                     return None
                 self._pump()
             return self._events.get()
+        left_s = (until_at - self.clock.now()) / NS_PER_S
         try:
-            return self._events.get(timeout=HANG_S)
+            return self._events.get(timeout=left_s) if left_s > 0 else self._events.get_nowait()
         except Empty:
             return None

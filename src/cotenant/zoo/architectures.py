@@ -1,4 +1,4 @@
-"""The seven architectures, each with its sizes.
+"""The eight architectures, each with its sizes.
 
 The default sizes are those of the zoo: one thread of a small machine needs about 3 to 60 ms per inference
 at batch 1. Every function takes a seed for the weights; the same sizes and seed give the same bytes.
@@ -208,4 +208,26 @@ def gpt_mini(sizes: GptSizes, seed: int) -> ModelProto:
         x = g.block(x, width, sizes.n_heads, 4 * width, bias)
     last = g.op("Gather", g.layer_norm(x, width), g.constant(np.asarray(length - 1, np.int64)), axis=1)
     g.output(g.linear(last, width, sizes.n_words), "logits", ["batch", sizes.n_words])
+    return g.model()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WideMlpSizes:
+    """Sizes of `wide_mlp`."""
+
+    n_features: int = 256
+    width: int = 3072
+    n_layers: int = 4
+    """Square layers, of 4 x width x width bytes each."""
+
+
+def wide_mlp(sizes: WideMlpSizes, seed: int) -> ModelProto:
+    """A tower of wide layers, as rankers have them. Its weights (150 MB) are many times the largest cache and
+    are read once per batch, for two operations per number and row: bound by memory bandwidth."""
+    g = Graph("wide_mlp", seed)
+    width = sizes.width
+    x = g.op("Relu", g.linear(g.input("features", ["batch", sizes.n_features]), sizes.n_features, width))
+    for _ in range(sizes.n_layers):
+        x = g.op("Relu", g.linear(x, width, width, gain=2**0.5))
+    g.output(g.linear(x, width, 1), "score", ["batch", 1])
     return g.model()

@@ -21,6 +21,7 @@ RECIPES: Mapping[str, Callable[[], ModelProto]] = {
     "bert_mini": partial(arch.bert_mini, arch.BertSizes(), SEED + 4),
     "dlrm": partial(arch.dlrm, arch.DlrmSizes(), SEED + 5),
     "gpt_mini": partial(arch.gpt_mini, arch.GptSizes(), SEED + 6),
+    "wide_mlp": partial(arch.wide_mlp, arch.WideMlpSizes(), SEED + 7),
     "echo": partial(arch.echo, arch.EchoSizes(), SEED),
 }
 NAMES: tuple[str, ...] = tuple(RECIPES)
