@@ -20,10 +20,10 @@ from cotenant.catalogue import (
 )
 from cotenant.clock import Clock, MonotonicClock
 from cotenant.config import ConfigError, Scenario
+from cotenant.cores import available_cores
 from cotenant.domain import NS_PER_MS, ModelMetadata, ModelSpec
 from cotenant.drive import Log
 from cotenant.engine import Engine
-from cotenant.execute.lanes import available_cores
 from cotenant.execute.model import example_inputs
 from cotenant.execute.onnx_model import inspect
 from cotenant.execute.onnx_session import without_paths

@@ -10,8 +10,9 @@ from typing import Protocol
 from cotenant.catalogue import OnnxModels, Places, locate, settings_of
 from cotenant.clock import MonotonicClock
 from cotenant.config import ARCHIVE, ConfigError, ModelConfig, Scenario
+from cotenant.cores import available_cores
 from cotenant.domain import ModelMetadata
-from cotenant.execute.lanes import available_cores, lane_layout
+from cotenant.execute.lanes import lane_layout
 from cotenant.execute.onnx import OnnxExecutor
 from cotenant.execute.onnx_model import inspect
 from cotenant.ports import Executor, LaneInfo

@@ -12,8 +12,9 @@ import torch
 from cotenant.catalogue import ConfiguredModels, Places, settings_of
 from cotenant.clock import MonotonicClock
 from cotenant.config import ARCHIVE, ConfigError, ModelConfig, Scenario
+from cotenant.cores import available_cores
 from cotenant.domain import ModelMetadata, SoloProfile, Variant
-from cotenant.execute.lanes import available_cores, lane_layout
+from cotenant.execute.lanes import lane_layout
 from cotenant.execute.model import ModelSettings
 from cotenant.execute.torch import architectures
 from cotenant.execute.torch.executor import TorchExecutor, cuda_lanes

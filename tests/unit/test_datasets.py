@@ -8,7 +8,7 @@ import pytest
 
 from cotenant.domain import Variant
 from cotenant.experiment.datasets import CoRun, DatasetError, read_dataset, write_dataset
-from cotenant.predict.features import FeatureTable, WorkloadFeatures
+from cotenant.profile.features import FeatureTable, WorkloadFeatures
 
 PROFILES = "solo_ms,workload,demand_dram,feature_x\n2.5,a,0.5,7\n4,b,,\n"
 CORUNS = "run,end_ms,workload\n0,3.5,a\n0,5,b\n"
@@ -43,8 +43,8 @@ def test_what_is_written_is_read_back(tmp_path: Path) -> None:
         )
     )  # fmt: skip
     rows = [
-        CoRun(run="7", variant=Variant("a", 4), share=0.5, start_ms=1.0, end_ms=4.5, dispatched_ms=0.5, lane=2,
-              units=(0, 1), queue_n=1, segment_ends_ms=(2.0, 4.5)),
+        CoRun(run="7", variant=Variant("a", 4), share=0.5, start_ms=1.0, end_ms=4.5, dispatched_ms=0.5,
+              lane=2, units=(0, 1), queue_n=1, segment_ends_ms=(2.0, 4.5)),
         CoRun(run="7", variant=Variant("a", 4), share=0.5, start_ms=2.0, end_ms=5.0),
     ]  # fmt: skip
     base = tmp_path / "new" / "set"

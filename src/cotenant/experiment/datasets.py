@@ -19,7 +19,7 @@ from pathlib import Path
 
 from cotenant.domain import Variant
 from cotenant.experiment.packed import read_text, write_packed
-from cotenant.predict.features import FeatureTable, WorkloadFeatures
+from cotenant.profile.features import FeatureTable, WorkloadFeatures
 
 DEMAND, FEATURE = "demand_", "feature_"
 
