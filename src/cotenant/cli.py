@@ -77,12 +77,16 @@ def profile(
     export: Annotated[
         Path | None, typer.Option("--export", help="Write the profile here (with --corun).", metavar="FILE")
     ] = None,
+    probe: Annotated[
+        bool, typer.Option(help="Measure features: each model beside stressors (about 15 s per model).")
+    ] = True,
     store: StoreOption = None,
 ) -> None:
     """Measure the models of a config on this machine and store what was found; resumes where it stopped."""
     from cotenant.assemble import prepare
     from cotenant.catalogue import places
     from cotenant.experiment.coruns import measure_coruns
+    from cotenant.experiment.probing import probe_models
     from cotenant.profile.export import to_json
 
     if export is not None and not corun:
@@ -92,9 +96,12 @@ def profile(
         scenario = _config(source, None)
         with _progress() as told:
             prepared = prepare(scenario, where, progress=told)
+            probed = probe_models(prepared, where, told) if probe else None
             measured = measure_coruns(prepared, where, progress=told) if corun else None
         prepared.executor.close()
         _show_profile(prepared)
+        if probed is not None:
+            _show_features(probed)
         if measured is not None and export is not None:
             export.write_text(to_json(measured), encoding="utf-8")
             to_stdout.print(f"wrote {export}")
@@ -284,6 +291,14 @@ def _show_profile(prepared: Any) -> None:
     from cotenant.experiment.tables import show_profiles
 
     show_profiles(to_stdout, prepared.profiles)
+
+
+def _show_features(probed: Any) -> None:
+    from cotenant.experiment.tables import show_features
+
+    show_features(to_stdout, probed.table)
+    for problem in probed.disturbances:
+        to_stderr.print(f"[yellow]the machine was not quiet:[/] {problem}", highlight=False)
 
 
 def _write(path: Path | None, report: Any) -> None:

@@ -22,6 +22,7 @@ from cotenant.execute.torch.load import from_archive, from_factory
 from cotenant.execute.torch.model import Blueprint
 from cotenant.execute.torch.zoo import blueprint, default_buckets
 from cotenant.ports import LaneInfo
+from cotenant.profile.probe import Inside
 from cotenant.profile.records import DeviceFingerprint, cpu_fingerprint, source_hash
 
 SMALL = "-small"
@@ -84,6 +85,10 @@ class TorchRuntime:
     def load(self, model: ModelConfig) -> tuple[ModelMetadata, str]:
         made, settings = self._source.find(model.name)
         return self.executor.load(made, settings), self._source.hash(model)
+
+    def inside(self, metadata: ModelMetadata) -> Inside | None:
+        """Not in this version: device recordings measure torch models (`experiments/gpu/`)."""
+        return None
 
 
 def _device(scenario: Scenario) -> tuple[tuple[LaneInfo, ...], DeviceFingerprint]:
