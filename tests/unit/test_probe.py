@@ -33,14 +33,16 @@ UNIT_NS = 1000.0
 
 
 class Table:
-    """A device on which models and stressors slow each other by a table. A model keeps one core busy."""
+    """A device on which models and stressors slow each other by a table. A model keeps one core busy; a
+    stressor works `kept_back` of the time it was asked to."""
 
-    def __init__(self, fails: Variant | None = None) -> None:
+    def __init__(self, fails: Variant | None = None, kept_back: float = 1.0) -> None:
         self.clock = VirtualClock()
         self.timers = VirtualTimers(self.clock)
         self.runs: dict[Variant, int] = {}
         self.cores: set[tuple[str, int]] = set()
         self.beside: tuple[str, float] | None = None
+        self.kept_back, self.began, self.stressed_ns = kept_back, 0, 0
         lanes = [LaneInfo(index=i, units=(i,)) for i in range(2)]
         script = FakeScript(
             durations=self._duration, raises=lambda d: "broken" if d.variant == fails else None
@@ -55,12 +57,12 @@ class Table:
             device=DEVICE,
             lane_cores=(0,),
             other_core=other_core,
-            cpu_ns=self.clock.now,
+            cpu_ns=lambda: self.clock.now() + self.cpu_ns(),
         )
 
     def _duration(self, dispatch: Dispatch) -> int:
         self.runs[dispatch.variant] = self.runs.get(dispatch.variant, 0) + 1
-        log = SUFFERED[self.beside[0]] * self.beside[1] if self.beside is not None else 0.0
+        log = SUFFERED[self.beside[0]] * self._reached() if self.beside is not None else 0.0
         return round(4 * MS * dispatch.rows * math.exp(log))
 
     def _pump(self) -> None:
@@ -72,10 +74,10 @@ class Table:
 
     @contextmanager
     def running(self, resource: str, intensity: float, core: int) -> Iterator[Table]:
-        self.beside = resource, intensity
+        self.beside, self.began = (resource, intensity), self.clock.now()
         self.cores.add((resource, core))
         yield self
-        self.beside = None
+        self.stressed_ns, self.beside = self.cpu_ns(), None
 
     def alone_ns(self, resource: str, core: int) -> float:
         return UNIT_NS
@@ -84,7 +86,12 @@ class Table:
         return 1.3 * UNIT_NS
 
     def cpu_ns(self) -> int:
-        return 0
+        """Of all stressors so far."""
+        now = round((self.clock.now() - self.began) * self._reached()) if self.beside is not None else 0
+        return self.stressed_ns + now
+
+    def _reached(self) -> float:
+        return self.beside[1] * self.kept_back if self.beside is not None else 0.0
 
 
 class Plain:
@@ -123,6 +130,12 @@ def test_probes_find_what_the_device_does_at_both_ends_of_a_models_sizes() -> No
             assert statics[f"sensitivity_{resource}"] == pytest.approx(log, abs=1e-3)
             assert statics[f"pressure_{resource}"] == pytest.approx(math.log(1.3))
     assert table.cores == {("compute", 1), ("bandwidth", 1), ("cache", 1), ("core", 0)}
+
+
+def test_a_stressor_kept_from_working_does_not_make_models_look_hardy() -> None:
+    records = measure(Table(kept_back=0.4))
+    statics = dict(zip(STATICS, feature_table(records, RATES).of(Variant("m", 1)).statics, strict=True))
+    assert statics["sensitivity_bandwidth"] == pytest.approx(SUFFERED["bandwidth"], rel=0.01)
 
 
 def test_a_device_without_a_second_core_is_probed_on_the_lanes_own() -> None:

@@ -6,7 +6,8 @@ ratios are taken within a round, and their median over the rounds counts, so tha
 cancels and a burst spoils one round only. How much longer the model takes is its sensitivity to the resource,
 how much longer the stressor takes per unit of work its pressure. Longer means CPU time: stalls on memory
 lengthen that, other processes on the same core do not. Two exceptions are spans: `core`, which is about just
-that, and models so short that their CPU time is mostly that of being handed over (medians there).
+that, and models so short that their CPU time is mostly that of being handed over (medians there). A stressor
+that other processes kept from working has the intensity that it reached, not the one it was asked for.
 Stressors work on a core of another lane, except `core`, which works on the victim's; where lane 0 has every
 core there is only that one. Every variant also gets its segments, from the runtime's own times per operator.
 What is stored is not measured again, and each record is stored at once.
@@ -39,6 +40,8 @@ from cotenant.profile.segments import Node, group
 from cotenant.profile.store import ProfileStore
 
 INTENSITIES = (0.5, 1.0)
+"""Asked of each stressor."""
+LEAST_INTENSITY = 0.05
 SHORT_NS = NS_PER_MS // 2
 """Below this span the hand-over of a run takes as much CPU time as the run."""
 
@@ -205,13 +208,15 @@ def _probed(bench: Bench, subject: Subject, record: FeatureRecord, budget: Probe
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Block:
-    """`n` runs: mean and median span, one that a quarter of them undercut, CPU time per run."""
+    """`n` runs: mean and median span, one that a quarter of them undercut, CPU time per run. `intensity`: CPU
+    time of the stressor beside them over the span of the block."""
 
     n: int
     mean_ns: float
     median_ns: float
     quick_ns: float
     cpu_ns: float
+    intensity: float
 
     def longer_than(self, alone: _Block, resource: str) -> float:
         """How many times longer these runs took beside a stressor."""
@@ -237,6 +242,7 @@ class _Rounds:
         self._quick_ns: list[float] = []
         self._slowdowns: dict[tuple[str, float], list[float]] = {key: [] for key in self.work}
         self._pressures: dict[tuple[str, float], list[float]] = {key: [] for key in self.work}
+        self._reached: dict[tuple[str, float], list[float]] = {key: [] for key in self.work}
         self._n: dict[tuple[str, float], int] = dict.fromkeys(self.work, 0)
         bench.driver.run(subject.spec, variant, self._inputs)
 
@@ -257,6 +263,7 @@ class _Rounds:
                 unit_ns = stress.unit_ns()
             key = resource, intensity
             self._n[key] += beside.n
+            self._reached[key].append(intensity if resource == "core" else min(1.0, beside.intensity))
             self._slowdowns[key].append(beside.longer_than(alone, resource))
             if math.isfinite(unit_ns):
                 self._pressures[key].append(unit_ns / reference[resource])
@@ -265,21 +272,19 @@ class _Rounds:
     def _block(self, stress: Stress | None = None) -> _Block:
         """The model's runs on lane 0 for the length of a block, at least `min_runs`."""
         driver, spans = self._bench.driver, list[int]()
-        until = driver.clock.now() + self._block_ns
-        cpu_began = self._cpu_ns(stress)
-        while len(spans) < self._budget.min_runs or driver.clock.now() < until:
+        began, stress_began, cpu_began = driver.clock.now(), _cpu_ns(stress), self._bench.cpu_ns()
+        while len(spans) < self._budget.min_runs or driver.clock.now() < began + self._block_ns:
             done = driver.run(self._subject.spec, self._variant, self._inputs)
             spans.append(max(1, done.ended_at - done.started_at))
+        stress_ns = _cpu_ns(stress) - stress_began
         return _Block(
             n=len(spans),
             mean_ns=float(np.mean(spans)),
             median_ns=float(np.median(spans)),
             quick_ns=float(np.quantile(spans, 0.25)),
-            cpu_ns=max(1.0, (self._cpu_ns(stress) - cpu_began) / len(spans)),
+            cpu_ns=max(1.0, (self._bench.cpu_ns() - cpu_began - stress_ns) / len(spans)),
+            intensity=stress_ns / max(1, driver.clock.now() - began),
         )
-
-    def _cpu_ns(self, stress: Stress | None) -> int:
-        return self._bench.cpu_ns() - (stress.cpu_ns() if stress is not None else 0)
 
     def busy_ns(self) -> float:
         """CPU time of a run alone, per core of the lane."""
@@ -294,7 +299,7 @@ class _Rounds:
         return tuple(
             ProbeRecord(
                 resource=resource,
-                intensity=intensity,
+                intensity=max(LEAST_INTENSITY, float(np.median(self._reached[resource, intensity]))),
                 slowdown=float(np.median(self._slowdowns[resource, intensity])),
                 stressor_slowdown=float(np.median(self._pressures[resource, intensity]))
                 if self._pressures[resource, intensity]
@@ -303,3 +308,7 @@ class _Rounds:
             )
             for resource, intensity in self.work
         )
+
+
+def _cpu_ns(stress: Stress | None) -> int:
+    return 0 if stress is None else stress.cpu_ns()

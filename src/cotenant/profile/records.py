@@ -102,7 +102,7 @@ class SegmentRecord(Struct, frozen=True, kw_only=True):
 
 
 class ProbeRecord(Struct, frozen=True, kw_only=True):
-    """A model beside a stressor of `resource` that worked `intensity` (0..1] of the time: how many times
+    """A model beside a stressor of `resource` that did work `intensity` (0..1] of the time: how many times
     longer the model took, and a unit of the stressor's work (None: it ended none meanwhile). `n_samples`:
     runs of the model beside it."""
 
