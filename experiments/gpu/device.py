@@ -13,8 +13,8 @@ from episodes import Solo
 from subjects import SEED, Subject
 
 from cotenant.clock import Clock
+from cotenant.cores import available_cores
 from cotenant.domain import NS_PER_MS, NS_PER_S
-from cotenant.execute.lanes import available_cores
 from cotenant.execute.torch.executor import TorchExecutor
 from cotenant.execute.torch.partitions import new_stream
 

@@ -33,8 +33,8 @@ from subjects import INPUTS, SEED, load_stressors, load_zoo, say
 from timeline import kernels
 
 from cotenant.clock import MonotonicClock
+from cotenant.cores import available_cores
 from cotenant.domain import NS_PER_S, Variant
-from cotenant.execute.lanes import available_cores
 from cotenant.execute.torch.executor import TorchExecutor, cuda_lanes
 from cotenant.execute.torch.stressors import PREFIX
 from cotenant.ports import LaneInfo

@@ -20,18 +20,21 @@ from cotenant.catalogue import (
 )
 from cotenant.clock import Clock, MonotonicClock
 from cotenant.config import ConfigError, Scenario
-from cotenant.domain import NS_PER_MS, ModelMetadata, ModelSpec
+from cotenant.cores import available_cores
+from cotenant.domain import NS_PER_MS, ModelMetadata, ModelSpec, Variant
 from cotenant.drive import Log
 from cotenant.engine import Engine
-from cotenant.execute.lanes import available_cores
 from cotenant.execute.model import example_inputs
 from cotenant.execute.onnx_model import inspect
 from cotenant.execute.onnx_session import without_paths
 from cotenant.ports import Executor, LaneInfo, Observer
 from cotenant.predict.solo import SoloPredictor
+from cotenant.profile.demand import feature_table
 from cotenant.profile.drive_lanes import LaneDriver, MeasureError
 from cotenant.profile.export import ScenarioProfile, load_profile, scenario_profile
+from cotenant.profile.features import FeatureTable
 from cotenant.profile.measure import Budget, Step, Subject, measure_solo
+from cotenant.profile.probe import Inside, known_features
 from cotenant.profile.records import (
     DeviceFingerprint,
     PairRecord,
@@ -66,12 +69,17 @@ class Prepared:
     metadata: dict[str, ModelMetadata]
     sources: dict[str, str]
     profiles: StoredProfiles
+    insides: dict[str, Inside | None] = field(default_factory=dict)
     failed: dict[str, str] = field(default_factory=dict)
 
     @property
     def specs(self) -> list[ModelSpec]:
         """Specs of the loaded models."""
         return [metadata.spec for metadata in self.metadata.values()]
+
+    def solo_median_ns(self, variant: Variant) -> int:
+        """Solo median of a variant (ns)."""
+        return self.profiles.solo(variant).median_ns
 
     def solo_ms(self) -> dict[str, float]:
         """Solo median of each model at batch 1 (ms)."""
@@ -104,6 +112,7 @@ def prepare(
             continue
         prepared.metadata[model.name] = metadata
         prepared.sources[model.name] = source
+        prepared.insides[model.name] = runtime.inside(metadata)
     try:
         if not prepared.metadata:
             raise ConfigError(next(iter(prepared.failed.values())))
@@ -155,6 +164,20 @@ def subjects_of(prepared: Prepared) -> list[Subject]:
         )
 
     return [subject(metadata) for metadata in prepared.metadata.values()]
+
+
+def features_of(prepared: Prepared, where: Places) -> FeatureTable:
+    """Features of the loaded models: what `cotenant profile` measured and stored, else what the graphs tell.
+    Runs nothing."""
+    with ProfileStore(where.profiles) as store:
+        records = [
+            record
+            for subject in subjects_of(prepared)
+            for record in known_features(
+                subject, prepared.insides[subject.spec.name], prepared.solo_median_ns, store, prepared.device
+            )
+        ]
+        return feature_table(records, store.get_rates(prepared.device))
 
 
 def committed_profile(scenario: Scenario) -> Path:

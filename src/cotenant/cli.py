@@ -105,6 +105,9 @@ def profile(
     seconds: Annotated[
         float, typer.Option(help="Seconds of co-runs to record (with --corun); 0: none.", min=0)
     ] = 60.0,
+    probe: Annotated[
+        bool, typer.Option(help="Measure features: each model beside stressors (about 15 s per model).")
+    ] = True,
     store: StoreOption = None,
 ) -> None:
     """Measure the models of a config on this machine and store what was found; resumes where it stopped."""
@@ -113,6 +116,7 @@ def profile(
     from cotenant.clock import wall_date
     from cotenant.experiment.coruns import measure_coruns, record_prepared
     from cotenant.experiment.datasets import read_dataset
+    from cotenant.experiment.probing import probe_models
     from cotenant.experiment.recorded import summarise_coruns
     from cotenant.profile.export import to_json
 
@@ -126,12 +130,15 @@ def profile(
         with _progress() as told:
             prepared = prepare(scenario, where, progress=told)
             try:
+                probed = probe_models(prepared, where, told) if probe else None
                 measured = measure_coruns(prepared, where, progress=told) if corun else None
                 if corun and seconds:
                     record_prepared(prepared, base, seconds, progress=told)
             finally:
                 prepared.executor.close()
         _show_profile(prepared)
+        if probed is not None:
+            _show_features(probed)
         if corun and seconds:
             to_stdout.print(f"recorded {base}: {summarise_coruns(read_dataset(base)).text}", highlight=False)
         if measured is not None and export is not None:
@@ -331,6 +338,14 @@ def _show_profile(prepared: Any) -> None:
     from cotenant.experiment.tables import show_profiles
 
     show_profiles(to_stdout, prepared.profiles)
+
+
+def _show_features(probed: Any) -> None:
+    from cotenant.experiment.tables import show_features
+
+    show_features(to_stdout, probed.table)
+    for problem in probed.disturbances:
+        to_stderr.print(f"[yellow]the machine was not quiet:[/] {problem}", highlight=False)
 
 
 def _write(path: Path | None, report: Any) -> None:

@@ -55,3 +55,8 @@ def sleep(seconds: float) -> None:
 def process_cpu_s() -> float:
     """CPU seconds (user + system) of this process so far."""
     return time.process_time()
+
+
+def thread_cpu_ns() -> int:
+    """CPU time of the calling thread so far (ns)."""
+    return time.thread_time_ns()

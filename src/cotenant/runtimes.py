@@ -5,16 +5,20 @@ A device has one runtime. Torch is an extra: it is imported only when a scenario
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Protocol
 
 from cotenant.catalogue import OnnxModels, Places, locate, settings_of
 from cotenant.clock import MonotonicClock
 from cotenant.config import ARCHIVE, ConfigError, ModelConfig, Scenario, holds_weights
+from cotenant.cores import available_cores, core_numbers
 from cotenant.domain import ModelMetadata
-from cotenant.execute.lanes import available_cores, lane_layout
+from cotenant.execute.lanes import lane_layout
 from cotenant.execute.onnx import OnnxExecutor
 from cotenant.execute.onnx_model import inspect
+from cotenant.execute.onnx_nodes import OnnxInside
 from cotenant.ports import Executor, LaneInfo
+from cotenant.profile.probe import Inside
 from cotenant.profile.records import DeviceFingerprint, cpu_fingerprint, source_hash
 
 DEFAULT_CPU_LANES = 4
@@ -33,6 +37,10 @@ class Runtime(Protocol):
     def load(self, model: ModelConfig) -> tuple[ModelMetadata, str]:
         """Load a model; returns what its users see of it and a hash of all that it is made of. Blocks.
         Raises ValueError with the reason."""
+        ...
+
+    def inside(self, metadata: ModelMetadata) -> Inside | None:
+        """How to look inside a loaded model; None where this runtime cannot."""
         ...
 
 
@@ -86,9 +94,15 @@ class OnnxRuntime:
         lanes = cpu_lanes(scenario)
         self.device = cpu_fingerprint(lanes, len(available_cores()))
         self.executor = OnnxExecutor(MonotonicClock(), lanes, OnnxModels(scenario, where, self.device))
+        self._paths: dict[str, Path] = {}
 
     def load(self, model: ModelConfig) -> tuple[ModelMetadata, str]:
         path = locate(model, self._scenario, self._where)
         metadata = inspect(path, settings_of(model))
         self.executor.load(metadata, path)
+        self._paths[metadata.name] = path
         return metadata, source_hash(path)
+
+    def inside(self, metadata: ModelMetadata) -> Inside:
+        cores = core_numbers(self.executor.lanes[0].units, available_cores())
+        return OnnxInside(self._paths[metadata.name], metadata, cores)

@@ -13,8 +13,9 @@ import torch
 from cotenant.catalogue import ConfiguredModels, Places, settings_of
 from cotenant.clock import MonotonicClock
 from cotenant.config import ARCHIVE, ConfigError, ModelConfig, Scenario, holds_weights
+from cotenant.cores import available_cores
 from cotenant.domain import ModelMetadata, SoloProfile, Variant
-from cotenant.execute.lanes import available_cores, lane_layout
+from cotenant.execute.lanes import lane_layout
 from cotenant.execute.model import ModelSettings
 from cotenant.execute.torch import architectures, zoo
 from cotenant.execute.torch.executor import TorchExecutor, cuda_lanes
@@ -23,6 +24,7 @@ from cotenant.execute.torch.model import Blueprint
 from cotenant.execute.torch.weights import architecture_of, from_weights
 from cotenant.execute.torch.zoo import SMALL, blueprint, default_buckets
 from cotenant.ports import LaneInfo
+from cotenant.profile.probe import Inside
 from cotenant.profile.records import DeviceFingerprint, cpu_fingerprint, source_hash
 
 CPU_LANES, CUDA_LANES = 4, 8
@@ -102,6 +104,10 @@ class TorchRuntime:
     def load(self, model: ModelConfig) -> tuple[ModelMetadata, str]:
         made, settings = self._source.find(model.name)
         return self.executor.load(made, settings), self._source.hash(model)
+
+    def inside(self, metadata: ModelMetadata) -> Inside | None:
+        """Not in this version: device recordings measure torch models (`experiments/gpu/`)."""
+        return None
 
 
 def _device(scenario: Scenario) -> tuple[tuple[LaneInfo, ...], DeviceFingerprint]:

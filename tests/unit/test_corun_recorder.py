@@ -19,7 +19,7 @@ from cotenant.experiment.datasets import CoRun, read_dataset
 from cotenant.experiment.parts import N_PARTS, Parts
 from cotenant.experiment.runs import RunGrouper
 from cotenant.ports import LaneInfo
-from cotenant.predict.features import FeatureTable, WorkloadFeatures
+from cotenant.profile.features import FeatureTable, WorkloadFeatures
 
 MS = NS_PER_MS
 A = Variant("a", 1)

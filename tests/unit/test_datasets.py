@@ -8,7 +8,7 @@ import pytest
 
 from cotenant.domain import Axes, Variant
 from cotenant.experiment.datasets import CoRun, DatasetError, read_dataset, write_dataset
-from cotenant.predict.features import FeatureTable, WorkloadFeatures
+from cotenant.profile.features import FeatureTable, WorkloadFeatures
 
 PROFILES = "solo_ms,workload,demand_dram,feature_x\n2.5,a,0.5,7\n4,b,,\n"
 CORUNS = "run,end_ms,workload\n0,3.5,a\n0,5,b\n"

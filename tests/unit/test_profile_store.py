@@ -13,8 +13,14 @@ from cotenant.domain import ModelSpec, SoloProfile, Variant
 from cotenant.ports import LaneInfo
 from cotenant.profile.export import from_json, load_profile, scenario_profile, to_json
 from cotenant.profile.records import (
+    Cost,
     DeviceFingerprint,
+    DeviceRates,
+    FeatureRecord,
     PairRecord,
+    ProbeRecord,
+    Quiet,
+    SegmentRecord,
     SoloRecord,
     StoredProfiles,
     cpu_fingerprint,
@@ -245,3 +251,58 @@ def test_an_unreadable_export_is_named(tmp_path):
     path.write_text(to_json(exported()).replace('"format": 1', '"format": 7'))
     with pytest.raises(ValueError, match="format 7, this cotenant reads 1"):
         load_profile(path)
+
+
+# --- features ---------------------------------------------------------------------------------------
+
+
+def features() -> FeatureRecord:
+    cost = Cost(flops=1e9, weight_bytes=4e6, n_operators=7)
+    return FeatureRecord(
+        source="aa",
+        variant=VARIANT,
+        solo_ns=5e6,
+        cost=cost,
+        measured=True,
+        segments=(SegmentRecord(solo_ns=5e6, cost=cost),),
+        cores=0.9,
+        probes=(
+            ProbeRecord(resource="cache", intensity=0.5, slowdown=1.2, stressor_slowdown=None, n_samples=3),
+        ),
+        quiet=Quiet(spread=0.1, others=0.0, stolen=0.0),
+    )
+
+
+def test_features_come_back_as_they_were_stored_under_the_askers_name(tmp_path):
+    with ProfileStore(tmp_path / "p.sqlite") as store:
+        store.put_features(features(), DEVICE)
+        renamed = msgspec.structs.replace(VARIANT, model="other")
+        assert store.get_features("aa", VARIANT, DEVICE) == features()
+        assert store.get_features("aa", renamed, DEVICE) == msgspec.structs.replace(
+            features(), variant=renamed
+        )
+        assert store.get_features("bb", VARIANT, DEVICE) is None
+        assert store.get_features("aa", VARIANT, DEVICE, share=0.5) is None
+
+
+def test_the_rates_belong_to_the_device(tmp_path):
+    rates = DeviceRates(core_flop_per_s=1e11, core_bytes_per_s=2e10, bytes_per_s=4e10, cache_bytes=1 << 25)
+    with ProfileStore(tmp_path / "p.sqlite") as store:
+        assert store.get_rates(DEVICE) is None
+        store.put_rates(rates, DEVICE)
+        assert store.get_rates(DEVICE) == rates
+
+
+def test_a_file_from_before_there_were_features_gains_them(tmp_path):
+    path = tmp_path / "p.sqlite"
+    with ProfileStore(path) as store:
+        store.put_solo(record(), DEVICE)
+    old = sqlite3.connect(path)
+    old.execute("DROP TABLE feature")
+    old.execute("DROP TABLE rates")
+    old.commit()
+    old.close()
+    with ProfileStore(path) as store:
+        store.put_features(features(), DEVICE)
+        assert store.get_solo("aa", VARIANT, DEVICE) == record()
+        assert store.get_features("aa", VARIANT, DEVICE) == features()

@@ -2,27 +2,16 @@
 
 from __future__ import annotations
 
-import os
-import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from queue import SimpleQueue
 from typing import Generic, TypeVar
 
+from cotenant.cores import pinned, yield_to_others
 from cotenant.ports import LaneInfo
 
 Work = TypeVar("Work")
-LANE_NICENESS = 5
-"""Nice value of lane threads (0 is that of everything else)."""
-
-
-def available_cores() -> tuple[int, ...]:
-    """Numbers of the cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return tuple(sorted(os.sched_getaffinity(0)))
-    return tuple(range(os.cpu_count() or 1))
 
 
 def lane_layout(n_lanes: int, n_cores: int) -> tuple[LaneInfo, ...]:
@@ -34,39 +23,6 @@ def lane_layout(n_lanes: int, n_cores: int) -> tuple[LaneInfo, ...]:
         return tuple(LaneInfo(index=i, units=(i % n_cores,)) for i in range(n_lanes))
     bounds = [i * n_cores // n_lanes for i in range(n_lanes + 1)]
     return tuple(LaneInfo(index=i, units=tuple(range(bounds[i], bounds[i + 1]))) for i in range(n_lanes))
-
-
-def core_numbers(units: Sequence[int], cores: Sequence[int]) -> frozenset[int]:
-    """The machine's numbers of a lane's units."""
-    return frozenset(cores[unit % len(cores)] for unit in units)
-
-
-@contextmanager
-def pinned(cores: frozenset[int]) -> Iterator[None]:
-    """Keep the calling thread, and every thread it starts meanwhile, on `cores`. Where the platform cannot
-    pin threads nothing happens."""
-    if not hasattr(os, "sched_setaffinity"):
-        yield
-        return
-    before = os.sched_getaffinity(0)
-    try:
-        os.sched_setaffinity(0, cores)
-    except OSError:  # cores were taken from the process meanwhile
-        yield
-        return
-    try:
-        yield
-    finally:
-        os.sched_setaffinity(0, before)
-
-
-def yield_to_others() -> None:
-    """Give the calling thread a lower priority than the threads that decide and answer. They need little
-    time but need it at once; a lane that ran level with them would keep them waiting for whole milliseconds.
-    Linux alone has priorities per thread; elsewhere nothing happens."""
-    if sys.platform == "linux":
-        with suppress(OSError):
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), LANE_NICENESS)
 
 
 @dataclass(eq=False)

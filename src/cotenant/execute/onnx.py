@@ -20,6 +20,7 @@ import numpy as np
 import onnxruntime as ort
 
 from cotenant.clock import Clock
+from cotenant.cores import available_cores, core_numbers, pinned
 from cotenant.domain import (
     Completion,
     Device,
@@ -31,7 +32,7 @@ from cotenant.domain import (
     Variant,
 )
 from cotenant.execute.batch import Array, Batcher
-from cotenant.execute.lanes import LaneThread, available_cores, core_numbers, lane_layout, pinned
+from cotenant.execute.lanes import LaneThread, lane_layout
 from cotenant.execute.maintenance import Loaded, Maintenance
 from cotenant.execute.model import example_inputs
 from cotenant.execute.onnx_session import LoadedModel, describe, open_session, warm

@@ -49,13 +49,19 @@ def without_paths(text: str) -> str:
     return _PATH.sub("...", " ".join(text.split()))
 
 
-def open_session(path: Path, n_threads: int) -> ort.InferenceSession:
+def session_options(n_threads: int) -> ort.SessionOptions:
+    """How every session of a lane with so many threads runs."""
     options = ort.SessionOptions()
     options.intra_op_num_threads = n_threads
     options.inter_op_num_threads = 1
     options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
     options.log_severity_level = 4
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    return options
+
+
+def open_session(path: Path, n_threads: int) -> ort.InferenceSession:
+    options = session_options(n_threads)
     return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 

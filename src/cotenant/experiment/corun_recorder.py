@@ -14,12 +14,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from cotenant.cores import yield_to_others
 from cotenant.domain import Observation, Outcome
-from cotenant.execute.lanes import yield_to_others
 from cotenant.experiment.parts import Parts
 from cotenant.experiment.runs import RunGrouper, is_whole, rows_of_run
 from cotenant.ports import LaneInfo
-from cotenant.predict.features import FeatureTable
+from cotenant.profile.features import FeatureTable
 
 MAX_REMEMBERED = 10_000
 """Observations that wait to be written; more are dropped."""

@@ -18,9 +18,9 @@ from cotenant.experiment.corun_recorder import CoRunRecorder
 from cotenant.experiment.datasets import CoRun, DatasetError, read_dataset, write_dataset
 from cotenant.experiment.episodes import Episodes, Player, names, rows_of
 from cotenant.experiment.live import lane_turnaround
-from cotenant.predict.features import FeatureTable, WorkloadFeatures
 from cotenant.profile.drive_lanes import LaneDriver
 from cotenant.profile.export import ScenarioProfile, scenario_profile
+from cotenant.profile.features import FeatureTable, WorkloadFeatures
 from cotenant.profile.measure import Step, Subject, measure_pairs
 from cotenant.profile.records import StoredProfiles
 from cotenant.profile.store import ProfileStore

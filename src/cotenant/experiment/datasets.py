@@ -22,7 +22,7 @@ from pathlib import Path
 
 from cotenant.domain import Variant
 from cotenant.experiment.packed import pack, read_text
-from cotenant.predict.features import FeatureTable, WorkloadFeatures
+from cotenant.profile.features import FeatureTable, WorkloadFeatures
 
 DEMAND, FEATURE = "demand_", "feature_"
 KEYS = ["workload", "batch", "share"]

@@ -18,8 +18,8 @@ import numpy as np
 from cotenant.domain import NS_PER_MS, NS_PER_S, Variant
 from cotenant.experiment.datasets import CoRun
 from cotenant.ports import LaneInfo, Tensors
-from cotenant.predict.features import FeatureTable
 from cotenant.profile.drive_lanes import HANG_S, LaneDriver, MeasureError
+from cotenant.profile.features import FeatureTable
 from cotenant.profile.measure import Subject
 from cotenant.workload.arrivals import generator
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import IO
 
 from cotenant.experiment.datasets import CoRun, corun_text, write_features
-from cotenant.predict.features import FeatureTable
+from cotenant.profile.features import FeatureTable
 
 N_PARTS = 8
 """Parts that fill the limit."""

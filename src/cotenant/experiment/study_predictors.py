@@ -22,11 +22,11 @@ from cotenant.experiment.datasets import Dataset
 from cotenant.experiment.scores import Scores, block_bootstrap, overlap_share
 from cotenant.experiment.splits import Sample, samples, split
 from cotenant.ports import LaneInfo
-from cotenant.predict.features import FeatureTable
 from cotenant.predict.fluid import FluidPredictor
 from cotenant.predict.pair_map import ReducedMap
 from cotenant.predict.study_port import StudyPredictor
 from cotenant.predict.zoo import BASELINES
+from cotenant.profile.features import FeatureTable
 
 Make = Callable[[FeatureTable, Sequence[LaneInfo]], StudyPredictor]
 UNSCORED = 0.1

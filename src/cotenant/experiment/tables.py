@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,6 +10,8 @@ from rich.console import Console
 from rich.table import Table
 
 from cotenant.domain import NS_PER_MS
+from cotenant.profile.features import FeatureTable, WorkloadFeatures
+from cotenant.profile.probe import probed_variants
 from cotenant.profile.records import StoredProfiles
 
 
@@ -81,3 +84,30 @@ def show_profiles(console: Console, profiles: StoredProfiles, *, largest_only: b
             str(found.n_samples),
         )
     console.print(table)
+
+
+def show_features(console: Console, table: FeatureTable) -> None:
+    """A row per probed variant: demands, sensitivities (log slowdown of the model beside a stressor) and
+    pressures (of the stressor beside the model)."""
+    grid = Table(box=None, header_style="bold")
+    grid.add_column("variant")
+    for name in ("solo ms", "segments"):
+        grid.add_column(name, justify="right")
+    n = len(table.resources)
+    for what in ("demand", "sensitivity", "pressure"):
+        for resource in table.resources:
+            grid.add_column(f"{what if resource == table.resources[0] else ''}\n{resource}", justify="right")
+    for entry in table:
+        probes = entry.statics[-2 * n :]
+        probed = entry.variant in probed_variants([other.variant for other in table if same(other, entry)])
+        if probed:
+            figures = ["-" if math.isnan(x) else f"{x:.2f}" for x in (*entry.demand, *probes)]
+            grid.add_row(
+                entry.variant.label, f"{entry.solo_ns / NS_PER_MS:.2f}", str(len(entry.segments)), *figures
+            )
+    console.print(grid)
+
+
+def same(one: WorkloadFeatures, other: WorkloadFeatures) -> bool:
+    """Whether two workloads are of one model."""
+    return one.variant.model == other.variant.model

@@ -39,7 +39,7 @@ from cotenant.predict.estimator_kernels import (
     VARIANCE,
     Array,
 )
-from cotenant.predict.features import FeatureTable, WorkloadFeatures
+from cotenant.profile.features import FeatureTable, WorkloadFeatures
 
 MAX_SEGMENTS = 16
 MOST_ROWS = 4096

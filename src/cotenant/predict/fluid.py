@@ -33,10 +33,10 @@ from cotenant.predict.calibrate import Calibrator, Offsets
 from cotenant.predict.courses import Courses
 from cotenant.predict.drift import DriftDetector
 from cotenant.predict.estimator import Estimator, EstimatorConfig, Known, PairMap
-from cotenant.predict.features import FeatureTable, WorkloadFeatures
 from cotenant.predict.handover import Handover
 from cotenant.predict.kernel import spread_out
 from cotenant.predict.pair_map import FEWEST_LABELS, ReducedMap
+from cotenant.profile.features import FeatureTable, WorkloadFeatures
 
 LEAST_SIGMA, LARGEST_SIGMA, UNPROFILED_SIGMA = 0.03, 0.5, 0.2
 """Spread (log) that a profile is believed to have: bounds, and where there is none."""

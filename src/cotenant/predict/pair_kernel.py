@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from cotenant.predict.features import FeatureTable, WorkloadFeatures
+from cotenant.profile.features import FeatureTable, WorkloadFeatures
 
 Array = np.ndarray[Any, Any]
 Scales = dict[str, float]

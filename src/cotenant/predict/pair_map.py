@@ -16,7 +16,6 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from cotenant.predict.estimator_kernels import FLOOR
-from cotenant.predict.features import FeatureTable, WorkloadFeatures
 from cotenant.predict.pair_kernel import (
     PRIOR,
     PRIOR_LATENT,
@@ -30,6 +29,7 @@ from cotenant.predict.pair_kernel import (
     pieces,
     prior_scales,
 )
+from cotenant.profile.features import FeatureTable, WorkloadFeatures
 
 N_FEATURES = 128
 LEAST = 0.02

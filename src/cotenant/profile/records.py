@@ -58,6 +58,89 @@ class PairRecord(Struct, frozen=True, kw_only=True):
     n_samples: int
 
 
+# --- features -------------------------------------------------------------------------------------
+
+RESOURCES = ("compute", "bandwidth", "cache", "core")
+"""What lanes of a CPU compete for: arithmetic, memory bandwidth, last-level cache, time on a core."""
+
+
+class DeviceRates(Struct, frozen=True, kw_only=True):
+    """What the device can do, measured by stressors that ran alone. `core_*`: one core; `bytes_per_s`: all
+    cores together reading memory; `cache_bytes`: the last-level cache; `lane_cores`: cores of a lane."""
+
+    core_flop_per_s: float
+    core_bytes_per_s: float
+    bytes_per_s: float
+    cache_bytes: int
+    lane_cores: int = 1
+
+    @property
+    def lane_flop_per_s(self) -> float:
+        """Of all cores of a lane."""
+        return self.core_flop_per_s * self.lane_cores
+
+
+class Cost(Struct, frozen=True, kw_only=True):
+    """What a run must do, counted from the graph. A multiply-add is two operations, an element-wise result
+    one. `moved_bytes`: each operator's weights and activations, read and written once, whatever the caches
+    hold. `held_bytes`: weights touched plus the largest operator's activations: the working set."""
+
+    flops: float = 0.0
+    conv_flops: float = 0.0
+    matmul_flops: float = 0.0
+    weight_bytes: float = 0.0
+    moved_bytes: float = 0.0
+    held_bytes: float = 0.0
+    n_operators: int = 0
+
+
+class SegmentRecord(Struct, frozen=True, kw_only=True):
+    """A contiguous part of a run: its solo span (ns) and what it does meanwhile."""
+
+    solo_ns: float
+    cost: Cost
+
+
+class ProbeRecord(Struct, frozen=True, kw_only=True):
+    """A model beside a stressor of `resource` that did work `intensity` (0..1] of the time: how many times
+    longer the model took, and a unit of the stressor's work (None: it ended none meanwhile). `n_samples`:
+    runs of the model beside it."""
+
+    resource: str
+    intensity: float
+    slowdown: float
+    stressor_slowdown: float | None
+    n_samples: int
+
+
+class Quiet(Struct, frozen=True, kw_only=True):
+    """How quiet the machine was. `spread`: of a fixed piece of work, its 90 % quantile over its median,
+    less 1; `others`, `stolen`: cores used meanwhile by other processes and withheld by the hypervisor."""
+
+    spread: float
+    others: float
+    stolen: float
+
+
+class FeatureRecord(Struct, frozen=True, kw_only=True):
+    """What is known of a variant besides its solo latency. `cost` comes from the graph; the rest only if it
+    was `measured`, and is empty where the runtime does not tell. `busy_ns`: CPU time of a solo run per core
+    of its lane; `cores`: the cores kept busy meanwhile, as a share of the lane's. Only some variants of a
+    model have these two, `probes` and `quiet`."""
+
+    source: str
+    variant: Variant
+    solo_ns: float
+    cost: Cost
+    share: float = 1.0
+    measured: bool = False
+    segments: tuple[SegmentRecord, ...] = ()
+    busy_ns: float | None = None
+    cores: float | None = None
+    probes: tuple[ProbeRecord, ...] = ()
+    quiet: Quiet | None = None
+
+
 class StoredProfiles:
     """Implements the `ProfileTable` port over records in memory."""
 

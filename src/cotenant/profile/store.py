@@ -17,7 +17,15 @@ import msgspec
 
 from cotenant.clock import sleep, wall_time_s
 from cotenant.domain import SoloProfile, Variant
-from cotenant.profile.records import DeviceFingerprint, PairRecord, SoloRecord, shape_key, variant_of
+from cotenant.profile.records import (
+    DeviceFingerprint,
+    DeviceRates,
+    FeatureRecord,
+    PairRecord,
+    SoloRecord,
+    shape_key,
+    variant_of,
+)
 
 SCHEMA_VERSION = 1
 WAIT_S = 10.0
@@ -36,8 +44,18 @@ SCHEMA = (
         PRIMARY KEY (victim, victim_shape, aggressor, aggressor_shape, device)) WITHOUT ROWID""",
 )
 
+ADDED = (
+    """CREATE TABLE IF NOT EXISTS feature (
+        source TEXT, shape TEXT, share REAL, device TEXT, record BLOB NOT NULL, measured_at_s REAL NOT NULL,
+        PRIMARY KEY (source, shape, share, device)) WITHOUT ROWID""",
+    """CREATE TABLE IF NOT EXISTS rates (device TEXT PRIMARY KEY, rates BLOB NOT NULL) WITHOUT ROWID""",
+)
+"""Tables that came later: an older cotenant, of the same schema version, does not look at them."""
+
 _QUANTILES = msgspec.json.Decoder(tuple[tuple[float, int], ...])
 _SAMPLES = msgspec.json.Decoder(tuple[int, ...])
+_FEATURES = msgspec.json.Decoder(FeatureRecord)
+_RATES = msgspec.json.Decoder(DeviceRates)
 
 
 class ProfileStoreError(ValueError):
@@ -180,6 +198,41 @@ class ProfileStore:
             ).fetchone()
         return None if row is None else row[0]
 
+    # --- features -------------------------------------------------------------------------------------
+
+    def put_features(self, record: FeatureRecord, device: DeviceFingerprint) -> None:
+        """Store what was measured of a variant; replaces an earlier record of the same key."""
+        key = (record.source, shape_key(record.variant), record.share, device.digest)
+        row = (*key, msgspec.json.encode(record), wall_time_s())
+        with self._explained(), self._lock:
+            self._know(device)
+            self._db.execute("INSERT OR REPLACE INTO feature VALUES (?, ?, ?, ?, ?, ?)", row)
+
+    def get_features(
+        self, source: str, variant: Variant, device: DeviceFingerprint, share: float = 1.0
+    ) -> FeatureRecord | None:
+        """The stored record, under the asker's model name; None when there is none."""
+        with self._explained(), self._lock:
+            row = self._db.execute(
+                "SELECT record FROM feature WHERE source = ? AND shape = ? AND share = ? AND device = ?",
+                (source, shape_key(variant), share, device.digest),
+            ).fetchone()
+            return None if row is None else msgspec.structs.replace(_FEATURES.decode(row[0]), variant=variant)
+
+    def put_rates(self, rates: DeviceRates, device: DeviceFingerprint) -> None:
+        """Store what the device can do."""
+        with self._explained(), self._lock:
+            self._know(device)
+            self._db.execute(
+                "INSERT OR REPLACE INTO rates VALUES (?, ?)", (device.digest, msgspec.json.encode(rates))
+            )
+
+    def get_rates(self, device: DeviceFingerprint) -> DeviceRates | None:
+        """What the device can do; None when it was never measured."""
+        with self._explained(), self._lock:
+            row = self._db.execute("SELECT rates FROM rates WHERE device = ?", (device.digest,)).fetchone()
+            return None if row is None else _RATES.decode(row[0])
+
     # --- inside ---------------------------------------------------------------------------------------
 
     def _know(self, device: DeviceFingerprint) -> None:
@@ -203,6 +256,8 @@ class ProfileStore:
                     f"profile store {self.path} has schema version {found}, but this cotenant reads "
                     f"{SCHEMA_VERSION}: move it away and run `cotenant profile`, or give another --store"
                 )
+            for statement in ADDED:
+                self._db.execute(statement)
         except BaseException:
             self._db.execute("ROLLBACK")
             raise

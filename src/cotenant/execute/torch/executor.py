@@ -14,6 +14,7 @@ import torch
 from msgspec import structs
 
 from cotenant.clock import Clock
+from cotenant.cores import available_cores, core_numbers
 from cotenant.domain import (
     Completion,
     Dispatch,
@@ -23,7 +24,7 @@ from cotenant.domain import (
     SoloProfile,
     Variant,
 )
-from cotenant.execute.lanes import available_cores, core_numbers, lane_layout
+from cotenant.execute.lanes import lane_layout
 from cotenant.execute.maintenance import Loaded, Maintenance
 from cotenant.execute.model import ModelSettings
 from cotenant.execute.torch.cuda import CudaStream, DeviceClock, check_memory

@@ -15,9 +15,9 @@ from typing import Any, Protocol
 import torch
 
 from cotenant.clock import Clock
+from cotenant.cores import pinned, yield_to_others
 from cotenant.domain import Dispatch
 from cotenant.execute.batch import Array, Batcher
-from cotenant.execute.lanes import pinned, yield_to_others
 from cotenant.execute.torch.model import TorchModel
 from cotenant.ports import Tensors
 

@@ -87,11 +87,11 @@ class FeatureTable:
         exact = self._entries.get((variant, share))
         if exact is not None:
             return exact
-        size = _size(variant)
+        size = variant_size(variant)
         best: tuple[float, WorkloadFeatures] | None = None
         for (other, other_share), entry in self._entries.items():
             if other.model == variant.model:
-                distance = abs(math.log(size / _size(other))) + 2.0 * abs(share - other_share)
+                distance = abs(math.log(size / variant_size(other))) + 2.0 * abs(share - other_share)
                 if best is None or distance < best[0]:
                     best = (distance, entry)
         if best is None:
@@ -100,7 +100,7 @@ class FeatureTable:
         return WorkloadFeatures(
             variant=variant,
             share=share,
-            solo_ns=near.solo_ns * size / _size(near.variant),
+            solo_ns=near.solo_ns * size / variant_size(near.variant),
             demand=near.demand,
             statics=near.statics,
             segment_ns=near.segment_ns,
@@ -108,5 +108,6 @@ class FeatureTable:
         )
 
 
-def _size(variant: Variant) -> int:
+def variant_size(variant: Variant) -> int:
+    """Rows times the sizes of all axes."""
     return variant.rows * math.prod(length for _, length in variant.axes)
