@@ -1,7 +1,7 @@
 """The prior of pair slowdowns: a Gaussian process over (victim, aggressor), every term a product of the two.
 
 How this works. The target eta = log(slowdown - FLOOR) of a pair is a sum of terms: what the victim brings,
-what the aggressor brings, their product, and a joint smooth function of both; each side is known by
+what the aggressor brings, and their product; each side is known by
 standardised measured features (a radial and a linear kernel), by its identity, and by its model's name
 (other batches and shares of the same model are alike). Once there are labels, a first fit yields for each
 workload its mean sensitivity and pressure; these two numbers are then features of a second fit (latent
@@ -30,8 +30,8 @@ FIRST_STEP, LARGEST_STEP, SMALLEST_STEP = 0.3, 0.6, 4e-3
 
 PRIOR: dict[str, tuple[float, float]] = {
     "const": (-1.0, 1.0),
-    "victim": (-1.0, 1.5), "aggressor": (-1.0, 1.5), "product": (-1.0, 1.5), "joint": (-1.0, 1.5),
-    "len_v": (0.5, 0.6), "len_a": (0.5, 0.6), "len_j": (0.5, 0.6),
+    "victim": (-1.0, 1.5), "aggressor": (-1.0, 1.5), "product": (-1.0, 1.5),
+    "len_v": (0.5, 0.6), "len_a": (0.5, 0.6),
     "id_v": (-2.0, 1.5), "id_a": (-2.0, 1.5), "name_v": (-2.0, 1.5), "name_a": (-2.0, 1.5),
     "lin_v": (-2.0, 1.5), "lin_a": (-2.0, 1.5),
     "noise": (-3.0, 1.5),
@@ -61,7 +61,9 @@ class Encoder:
         mean = filled.sum(axis=0) / np.maximum(1, count)
         square = np.where(np.isfinite(rows), (rows - mean) ** 2, 0.0).sum(axis=0) / np.maximum(1, count)
         self.mean, self.deviation = mean, np.sqrt(square)
-        self.kept = np.flatnonzero((count > 1) & (self.deviation > 1e-9))
+        varies = (count > 1) & (self.deviation > 1e-9)
+        varies[-1] &= bool(varies[-3] or varies[-2])  # else it says the same as the solo span
+        self.kept = np.flatnonzero(varies)
 
     @property
     def _columns(self) -> tuple[str, ...]:
@@ -86,18 +88,20 @@ class Encoder:
 
 @dataclass(frozen=True, slots=True)
 class Side:
-    """One side of some pairs: features (n x n_columns), identities, names, and latent numbers where there
-    are."""
+    """One side of some pairs: features (n x n_columns), identities, names, and where there are latent
+    numbers their means and variances."""
 
     z: Array
     identity: Array
     name: Array
     latent: Array | None = None
+    doubt: Array | None = None
 
     def take(self, index: Array) -> Side:
         """Some of them."""
         latent = None if self.latent is None else self.latent[index]
-        return Side(self.z[index], self.identity[index], self.name[index], latent)
+        doubt = None if self.doubt is None else self.doubt[index]
+        return Side(self.z[index], self.identity[index], self.name[index], latent, doubt)
 
 
 Pieces = dict[str, Array]
@@ -114,10 +118,18 @@ def pieces(a: Side, b: Side) -> Pieces:
         "identity": (a.identity[:, None] == b.identity[None]).astype(np.float64),
         "name": (a.name[:, None] == b.name[None]).astype(np.float64),
     }
-    if a.latent is not None and b.latent is not None:
-        found["both"] = np.outer(a.latent, b.latent)
+    if a.latent is not None and b.latent is not None and a.doubt is not None and b.doubt is not None:
+        same = found["identity"]
+        found["both"] = np.outer(a.latent, b.latent) + same * a.doubt[:, None]
         found["apart"] = (a.latent[:, None] - b.latent[None]) ** 2
+        found["doubt"] = (1 - same) * (a.doubt[:, None] + b.doubt[None])
     return found
+
+
+def _expected_radial(piece: Pieces, length: float) -> tuple[Array, Array]:
+    """The radial kernel of latent numbers that are only known with a variance, and its squared length."""
+    wide = length**2 + piece["doubt"]
+    return length / np.sqrt(wide) * np.exp(-0.5 * piece["apart"] / wide), wide
 
 
 def _mixed(piece: Pieces, p: Scales, role: str) -> tuple[Array, Array, float]:
@@ -135,23 +147,22 @@ def _mixed(piece: Pieces, p: Scales, role: str) -> tuple[Array, Array, float]:
 
 def _terms(v: Pieces, a: Pieces, p: Scales) -> tuple[Pieces, dict[str, Any]]:
     """Every term of the kernel without its amplitude, and what its gradient needs."""
-    kv, ka, joint = _mixed(v, p, "v"), _mixed(a, p, "a"), v["distance"] + a["distance"]
+    kv, ka = _mixed(v, p, "v"), _mixed(a, p, "a")
     terms = {
         "const": np.ones_like(kv[0]),
         "victim": kv[0],
         "aggressor": ka[0],
         "product": kv[0] * ka[0],
-        "joint": np.exp(-0.25 * joint / p["len_j"] ** 2),
     }
     if "both" in v and "both" in a and "S" in p:
         s, q = v["both"], a["both"]
-        rs, rq = np.exp(-0.5 * v["apart"] / p["len_S"] ** 2), np.exp(-0.5 * a["apart"] / p["len_P"] ** 2)
+        (rs, wide_s), (rq, wide_p) = _expected_radial(v, p["len_S"]), _expected_radial(a, p["len_P"])
         terms |= {
             "S": s, "P": q, "SP": s * q, "v_P": kv[0] * q, "a_S": ka[0] * s,
             "rS_rP": rs * rq, "v_rP": kv[0] * rq, "a_rS": ka[0] * rs,
         }  # fmt: skip
-        return terms, {"v": kv, "a": ka, "joint": joint, "rs": rs, "rq": rq}
-    return terms, {"v": kv, "a": ka, "joint": joint}
+        return terms, {"v": kv, "a": ka, "rs": rs, "rq": rq, "wide_s": wide_s, "wide_p": wide_p}
+    return terms, {"v": kv, "a": ka}
 
 
 def kernel(v: Pieces, a: Pieces, p: Scales) -> Array:
@@ -171,8 +182,8 @@ def _gradient(v: Pieces, a: Pieces, p: Scales, w: Array) -> Scales:
         rs, rq = parts["rs"], parts["rq"]
         dv, da = dv + p["v_P"] * a["both"] + p["v_rP"] * rq, da + p["a_S"] * v["both"] + p["a_rS"] * rs
         by_s, by_p = p["rS_rP"] * rq + p["a_rS"] * ka, p["rS_rP"] * rs + p["v_rP"] * kv
-        g["len_S"] = float((w * rs * v["apart"] * by_s).sum()) / p["len_S"] ** 2
-        g["len_P"] = float((w * rq * a["apart"] * by_p).sum()) / p["len_P"] ** 2
+        g["len_S"] = _length_slope(w * rs * by_s, v, parts["wide_s"], p["len_S"])
+        g["len_P"] = _length_slope(w * rq * by_p, a, parts["wide_p"], p["len_P"])
     for role, piece, mixed, radial, total, outer in (
         ("v", v, kv, rv, tv, dv * w),
         ("a", a, ka, ra, ta, da * w),
@@ -182,16 +193,21 @@ def _gradient(v: Pieces, a: Pieces, p: Scales, w: Array) -> Scales:
         for short, part in (("id", "identity"), ("name", "name"), ("lin", "linear")):
             weight = p[f"{short}_{role}"]
             g[f"{short}_{role}"] = weight / total * float((outer * (piece[part] - mixed)).sum())
-    g["len_j"] = p["joint"] * float((w * terms["joint"] * 0.5 * parts["joint"]).sum()) / p["len_j"] ** 2
     return g
+
+
+def _length_slope(outer: Array, piece: Pieces, wide: Array, length: float) -> float:
+    return float((outer * (piece["doubt"] / wide + piece["apart"] * length**2 / wide**2)).sum())
 
 
 def diagonal(v: Side, a: Side, p: Scales) -> Array:
     """Prior variance of each pair."""
     kv, ka = _own(v, p, "v"), _own(a, p, "a")
-    k = p["const"] + p["victim"] * kv + p["aggressor"] * ka + p["product"] * kv * ka + p["joint"]
+    k = p["const"] + p["victim"] * kv + p["aggressor"] * ka + p["product"] * kv * ka
     if v.latent is not None and a.latent is not None and "S" in p:
-        s, q = v.latent**2, a.latent**2
+        assert v.doubt is not None
+        assert a.doubt is not None
+        s, q = v.latent**2 + v.doubt, a.latent**2 + a.doubt
         k = k + p["S"] * s + p["P"] * q + p["SP"] * s * q + p["v_P"] * kv * q + p["a_S"] * ka * s
         k = k + p["rS_rP"] + p["v_rP"] * kv + p["a_rS"] * ka
     return np.asarray(k)

@@ -21,6 +21,7 @@ from cotenant.predict.pair_kernel import (
     PRIOR_LATENT,
     Array,
     Encoder,
+    Pieces,
     Scales,
     Side,
     diagonal,
@@ -48,6 +49,22 @@ Pair = tuple[WorkloadFeatures, WorkloadFeatures]
 Ident = tuple[str, float]
 
 
+@dataclass(frozen=True, slots=True)
+class _Stage:
+    """The first fit: its scales, pairs, weights and inverse covariance, and the workloads averaged over."""
+
+    scales: Scales
+    pairs: list[Pair]
+    alpha: Array
+    inverse: Array
+    victims: list[WorkloadFeatures]
+    aggressors: list[WorkloadFeatures]
+
+    def kernel(self, own: Pieces, other: Pieces, column: int) -> Array:
+        """With the workload in question as the victim (0) or as the aggressor (1)."""
+        return kernel(own, other, self.scales) if column == 0 else kernel(other, own, self.scales)
+
+
 @dataclass(slots=True)
 class ReducedMap:
     """Implements `estimator.PairMap`. `theta, covariance`: what labels said, zero and one without."""
@@ -66,7 +83,7 @@ class ReducedMap:
     _names: dict[str, int] = field(default_factory=dict)
     _encoded: dict[Ident, Array] = field(default_factory=dict)
     _latent: dict[Ident, Array] = field(default_factory=dict)
-    _stage: tuple[Scales, list[Pair], Array, list[WorkloadFeatures], list[WorkloadFeatures]] | None = None
+    _stage: _Stage | None = None
     _middle: Array = field(default_factory=lambda: np.zeros(2))
     _width: Array = field(default_factory=lambda: np.ones(2))
     _victims: Side = field(init=False)
@@ -134,7 +151,8 @@ class ReducedMap:
         if self._stage is None or latent is None:
             return Side(z, identity, name)
         self._know_latent(workloads)
-        return Side(z, identity, name, np.array([self._latent[_ident(w)][latent] for w in workloads]))
+        known = np.array([self._latent[_ident(w)] for w in workloads])
+        return Side(z, identity, name, known[:, latent], known[:, 2 + latent])
 
     def _encode(self, workload: WorkloadFeatures) -> Array:
         key = _ident(workload)
@@ -148,14 +166,14 @@ class ReducedMap:
     def _find_latent(self, pairs: list[Pair], target: Array, rng: np.random.Generator) -> None:
         v, a = self._sides(pairs)
         k = kernel(pieces(v, v), pieces(a, a), self._scales)
-        alpha = np.linalg.solve(k + (self._scales["noise"] + 1e-6) * np.eye(len(target)), target)
+        inverse = np.linalg.inv(k + (self._scales["noise"] + 1e-6) * np.eye(len(target)))
 
         def some(side: int) -> list[WorkloadFeatures]:
             seen = {_ident(pair[side]): pair[side] for pair in pairs}
             keys = sorted(seen)
             return [seen[keys[n]] for n in rng.permutation(len(keys))[:REFERENCES]]
 
-        self._stage = (self._scales, pairs, alpha, some(0), some(1))
+        self._stage = _Stage(self._scales, pairs, inverse @ target, inverse, some(0), some(1))
         workloads = list({_ident(w): w for pair in pairs for w in pair}.values())
         raw = dict(zip(map(_ident, workloads), self._raw_latent(workloads), strict=True))
         rows = np.array([[raw[_ident(v)][0], raw[_ident(a)][1]] for v, a in pairs])
@@ -163,27 +181,35 @@ class ReducedMap:
         self._know_latent(workloads)
 
     def _raw_latent(self, workloads: Sequence[WorkloadFeatures]) -> Array:
-        """For each workload the mean target beside reference aggressors, and of reference victims beside
-        it."""
-        assert self._stage is not None
-        scales, pairs, alpha, victims, aggressors = self._stage
-        seen_v, seen_a = self._side([v for v, _ in pairs], None), self._side([a for _, a in pairs], None)
+        """For each workload the mean target beside reference aggressors, and of reference victims beside it;
+        and the variances of the two (n x 4)."""
+        stage = self._stage
+        assert stage is not None
+        seen = [self._side([pair[k] for pair in stage.pairs], None) for k in (0, 1)]
         these = self._side(workloads, None)
-        own_v, own_a = pieces(these, seen_v), pieces(these, seen_a)
-        out = np.zeros((len(workloads), 2))
-        for column, references, own, other in ((0, aggressors, own_v, seen_a), (1, victims, own_a, seen_v)):
-            theirs = pieces(self._side(references, None), other)
+        itself = pieces(these, these)
+        out = np.zeros((len(workloads), 4))
+        for column, references in ((0, stage.aggressors), (1, stage.victims)):
+            others = self._side(references, None)
+            own, theirs = pieces(these, seen[column]), pieces(others, seen[1 - column])
+            mean = np.zeros((len(workloads), len(stage.pairs)))
             for n in range(len(references)):
-                one = {key: np.broadcast_to(m[n], (len(workloads), m.shape[1])) for key, m in theirs.items()}
-                v, a = (own, one) if column == 0 else (one, own)
-                out[:, column] += kernel(v, a, scales) @ alpha / len(references)
+                one = {key: np.broadcast_to(m[n], mean.shape) for key, m in theirs.items()}
+                mean += stage.kernel(own, one, column) / len(references)
+            among = pieces(others, others)
+            for n in range(len(workloads)):
+                alike = {key: np.full(among["distance"].shape, m[n, n]) for key, m in itself.items()}
+                out[n, 2 + column] = stage.kernel(alike, among, column).mean()
+            out[:, column] = mean @ stage.alpha
+            out[:, 2 + column] = np.maximum(out[:, 2 + column] - ((mean @ stage.inverse) * mean).sum(1), 0.0)
         return out
 
     def _know_latent(self, workloads: Sequence[WorkloadFeatures]) -> None:
         fresh = list({_ident(w): w for w in workloads if _ident(w) not in self._latent}.values())
         if fresh:
             for workload, raw in zip(fresh, self._raw_latent(fresh), strict=True):
-                self._latent[_ident(workload)] = (raw - self._middle) / self._width
+                known = np.concatenate([(raw[:2] - self._middle) / self._width, raw[2:] / self._width**2])
+                self._latent[_ident(workload)] = known
 
     # --- the dictionary ---------------------------------------------------------------------------------
 
