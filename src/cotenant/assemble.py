@@ -27,7 +27,9 @@ from cotenant.engine import Engine
 from cotenant.execute.model import example_inputs
 from cotenant.execute.onnx_model import inspect
 from cotenant.execute.onnx_session import without_paths
-from cotenant.ports import Executor, LaneInfo, Observer
+from cotenant.ports import Executor, LaneInfo, Learner, Observer, Predictor
+from cotenant.predict.fluid import FluidPredictor
+from cotenant.predict.pair_map import ReducedMap
 from cotenant.predict.solo import SoloPredictor
 from cotenant.profile.demand import feature_table
 from cotenant.profile.drive_lanes import LaneDriver, MeasureError
@@ -69,6 +71,7 @@ class Prepared:
     metadata: dict[str, ModelMetadata]
     sources: dict[str, str]
     profiles: StoredProfiles
+    features: FeatureTable = field(default_factory=FeatureTable)
     insides: dict[str, Inside | None] = field(default_factory=dict)
     failed: dict[str, str] = field(default_factory=dict)
 
@@ -125,6 +128,7 @@ def prepare(
             metadata = settled(prepared.metadata[model.name], model, prepared.profiles)
             prepared.metadata[model.name] = metadata
             prepared.profiles.add(metadata.spec, [])
+    know_features(prepared, where)
     return prepared
 
 
@@ -166,9 +170,9 @@ def subjects_of(prepared: Prepared) -> list[Subject]:
     return [subject(metadata) for metadata in prepared.metadata.values()]
 
 
-def features_of(prepared: Prepared, where: Places) -> FeatureTable:
-    """Features of the loaded models: what `cotenant profile` measured and stored, else what the graphs tell.
-    Runs nothing."""
+def know_features(prepared: Prepared, where: Places) -> None:
+    """Take the features of the loaded models: what `cotenant profile` measured and stored, else what the
+    graphs tell, else solo times alone. Runs nothing."""
     with ProfileStore(where.profiles) as store:
         records = [
             record
@@ -177,7 +181,12 @@ def features_of(prepared: Prepared, where: Places) -> FeatureTable:
                 subject, prepared.insides[subject.spec.name], prepared.solo_median_ns, store, prepared.device
             )
         ]
-        return feature_table(records, store.get_rates(prepared.device))
+        table = feature_table(records, store.get_rates(prepared.device))
+    for record in prepared.profiles.records:
+        profile = record.profile
+        if profile.variant.model in prepared.metadata and not table.has(profile.variant, profile.share):
+            table.add(table.bare(profile.variant, float(profile.median_ns), profile.share))
+    prepared.features = table
 
 
 def committed_profile(scenario: Scenario) -> Path:
@@ -234,8 +243,22 @@ def _stored_profile(scenario: Scenario, where: Places) -> ScenarioProfile | None
     return scenario_profile(device, specs, records, pairs, overhead_ns)
 
 
+def make_predictor(
+    profiles: StoredProfiles, features: FeatureTable, lanes: Sequence[LaneInfo]
+) -> FluidPredictor:
+    """The predictor that the server runs, nothing learned yet. Raises nothing for what was not measured: it
+    is known by its solo profile."""
+    return FluidPredictor(
+        features,
+        ReducedMap(features).begin(),
+        profiles=profiles,
+        screen=SoloPredictor(profiles),
+        lanes=lanes,
+    )
+
+
 def make_scheduler(
-    policy: Policy, predictor: SoloPredictor, lanes: Sequence[LaneInfo], specs: Sequence[ModelSpec]
+    policy: Policy, predictor: Predictor, lanes: Sequence[LaneInfo], specs: Sequence[ModelSpec]
 ) -> Scheduler:
     """A scheduler with a load meter of its own."""
     return Scheduler(policy=policy, predictor=predictor, load=OnlineLoadMeter(), lanes=lanes, specs=specs)
@@ -251,7 +274,7 @@ def make_engine(
 ) -> Engine:
     """An engine on the prepared device. Nothing runs before its `start`."""
     chosen = make_policy(policy) if isinstance(policy, str) else policy
-    predictor = SoloPredictor(prepared.profiles)
+    predictor = make_predictor(prepared.profiles, prepared.features, prepared.executor.lanes)
     scheduler = make_scheduler(chosen, predictor, prepared.executor.lanes, prepared.specs)
     log: Log | None = None
     if log_path is not None:
@@ -269,23 +292,30 @@ def make_engine(
     return engine
 
 
-def log_header(prepared: Prepared, policy: Policy, predictor: SoloPredictor) -> Header:
+def log_header(prepared: Prepared, policy: Policy, predictor: FluidPredictor) -> Header:
     """What a replay of the run needs."""
     variants = [variant for spec in prepared.specs for variant in spec.variants()]
     return Header(
         policy=policy.name,
-        predictor="solo",
+        predictor=predictor.name,
         learned=predictor.state(),
         specs=prepared.specs,
         lanes=list(prepared.executor.lanes),
         profiles=[prepared.profiles.solo(variant) for variant in variants],
+        resources=predictor.features.resources,
+        statics=predictor.features.statics,
+        features=list(predictor.features),
     )
 
 
-def from_header(header: Header) -> tuple[Scheduler, SoloPredictor]:
+def from_header(header: Header) -> tuple[Scheduler, Learner]:
     """A fresh scheduler and learner as a log's run began with."""
     records = [SoloRecord(source="", profile=profile, samples_ns=()) for profile in header.profiles]
-    predictor = SoloPredictor(StoredProfiles(header.specs, records))
+    profiles = StoredProfiles(header.specs, records)
+    features = FeatureTable(header.resources, header.statics)
+    for entry in header.features:
+        features.add(entry)
+    predictor = make_predictor(profiles, features, header.lanes)
     predictor.restore(header.learned)
     return make_scheduler(make_policy(header.policy), predictor, header.lanes, header.specs), predictor
 

@@ -111,7 +111,7 @@ def profile(
     store: StoreOption = None,
 ) -> None:
     """Measure the models of a config on this machine and store what was found; resumes where it stopped."""
-    from cotenant.assemble import prepare
+    from cotenant.assemble import know_features, prepare
     from cotenant.catalogue import places
     from cotenant.clock import wall_date
     from cotenant.experiment.coruns import measure_coruns, record_prepared
@@ -131,6 +131,7 @@ def profile(
             prepared = prepare(scenario, where, progress=told)
             try:
                 probed = probe_models(prepared, where, told) if probe else None
+                know_features(prepared, where)
                 measured = measure_coruns(prepared, where, progress=told) if corun else None
                 if corun and seconds:
                     record_prepared(prepared, base, seconds, progress=told)

@@ -8,12 +8,13 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from cotenant.assemble import Prepared, features_of, prepare
+from cotenant.assemble import Prepared, know_features, prepare
 from cotenant.catalogue import Places, places
 from cotenant.cli import app
 from cotenant.config import load_scenario
 from cotenant.domain import Variant
 from cotenant.experiment.probing import probe_models
+from cotenant.profile.features import FeatureTable
 from cotenant.profile.demand import STATICS
 from cotenant.profile.measure import Budget
 from cotenant.profile.probe import ProbeBudget
@@ -45,17 +46,22 @@ def prepared(tmp_path: Path, where: Places) -> Prepared:
     found.executor.close()
 
 
+def known(prepared: Prepared, where: Places) -> FeatureTable:
+    know_features(prepared, where)
+    return prepared.features
+
+
 def test_a_server_knows_graphs_at_once_and_measurements_once_they_are_stored(
     prepared: Prepared, where: Places
 ) -> None:
     gflop, pressed = STATICS.index("gflop"), STATICS.index("pressure_core")
-    before = features_of(prepared, where).of(Variant("m", 2))
+    before = known(prepared, where).of(Variant("m", 2))
     assert before.statics[gflop] > 0.1
     assert all(map(math.isnan, before.demand))
 
     probed = probe_models(prepared, where, budget=QUICK)
     assert probed is not None
-    after = features_of(prepared, where).of(Variant("m", 2))
+    after = known(prepared, where).of(Variant("m", 2))
     assert after == probed.table.of(Variant("m", 2))
     assert after.statics[gflop] == before.statics[gflop]
     assert math.isfinite(after.statics[pressed])

@@ -10,7 +10,7 @@ import pytest
 from cotenant.clock import VirtualClock
 from cotenant.domain import NS_PER_MS, Dispatch, ModelSpec, Variant
 from cotenant.execute.fake import FakeExecutor, FakeScript
-from cotenant.experiment.coruns import Recording, record_coruns, stored_features
+from cotenant.experiment.coruns import Recording, record_coruns
 from cotenant.experiment.datasets import CoRun, Dataset, DatasetError, read_dataset
 from cotenant.experiment.episodes import LENGTH, NOISE_PER_LANE, Episodes
 from cotenant.experiment.recorded import summarise_coruns
@@ -72,9 +72,16 @@ class Device:
             self.timers.run_next()
 
 
+def solo_only(known: StoredProfiles) -> FeatureTable:
+    table = FeatureTable()
+    for record in known.records:
+        table.add(table.bare(record.profile.variant, float(record.profile.median_ns)))
+    return table
+
+
 def recording(base: Path, *, seconds: float = 60.0, seed: int = 1) -> Recording:
     subjects = [Subject(spec=spec, source="", inputs=lambda variant: {}) for spec in SPECS]
-    features = stored_features(profiles())
+    features = solo_only(profiles())
     return Recording(base=base, subjects=subjects, features=features, seconds=seconds, seed=seed)
 
 
@@ -132,7 +139,7 @@ def test_one_to_four_lanes_meet(tmp_path: Path) -> None:
 
 
 def test_solo_times_that_do_not_fit_the_recording_are_told() -> None:
-    features = stored_features(profiles())
+    features = solo_only(profiles())
     quick = Variant("quick", 1)
     rows = [
         CoRun(run=str(i), variant=quick, share=1.0, start_ms=0.0, end_ms=2.0 * solo_ms(quick))

@@ -20,9 +20,8 @@ from cotenant.experiment.episodes import Episodes, Player, names, rows_of
 from cotenant.experiment.live import lane_turnaround
 from cotenant.profile.drive_lanes import LaneDriver
 from cotenant.profile.export import ScenarioProfile, scenario_profile
-from cotenant.profile.features import FeatureTable, WorkloadFeatures
+from cotenant.profile.features import FeatureTable
 from cotenant.profile.measure import Step, Subject, measure_pairs
-from cotenant.profile.records import StoredProfiles
 from cotenant.profile.store import ProfileStore
 
 SAVE_EVERY_NS = 60 * NS_PER_S
@@ -48,23 +47,12 @@ def measure_coruns(prepared: Prepared, where: Places, progress: Progress = no_pr
     return scenario_profile(prepared.device, prepared.specs, prepared.profiles.records, pairs, overhead_ns)
 
 
-def stored_features(profiles: StoredProfiles) -> FeatureTable:
-    """What predictors may know of the models, as far as it is stored: solo times."""
-    table = FeatureTable()
-    for record in profiles.records:
-        profile = record.profile
-        table.add(
-            WorkloadFeatures(variant=profile.variant, share=profile.share, solo_ns=float(profile.median_ns))
-        )
-    return table
-
-
 def record_prepared(prepared: Prepared, base: Path, seconds: float, progress: Progress = no_progress) -> None:
     """Record co-runs of a scenario's models on its own lanes; see `record_coruns`."""
     recording = Recording(
         base=base,
         subjects=subjects_of(prepared),
-        features=stored_features(prepared.profiles),
+        features=prepared.features,
         seconds=seconds,
         seed=prepared.scenario.load.seed,
     )
@@ -83,7 +71,7 @@ def recorded_live(
     recorder = CoRunRecorder(
         base,
         prepared.executor.lanes,
-        lambda: stored_features(prepared.profiles),
+        lambda: prepared.features,
         max_mb=max_mb,
         complain=complain,
     )

@@ -36,7 +36,8 @@ from cotenant.predict.estimator import Estimator, EstimatorConfig, Known, PairMa
 from cotenant.predict.handover import Handover
 from cotenant.predict.kernel import spread_out
 from cotenant.predict.pair_map import FEWEST_LABELS, ReducedMap
-from cotenant.profile.features import FeatureTable, WorkloadFeatures
+from cotenant.predict.solo import SoloPredictor
+from cotenant.profile.features import FeatureTable
 
 LEAST_SIGMA, LARGEST_SIGMA, UNPROFILED_SIGMA = 0.03, 0.5, 0.2
 """Spread (log) that a profile is believed to have: bounds, and where there is none."""
@@ -57,7 +58,9 @@ class FluidConfig:
 
 class FluidPredictor:
     """Implements the `Predictor` and `Learner` ports; see the module's head. Deterministic in (learned state,
-    arguments). `profiles` names models and their spread; `features` measures workloads."""
+    arguments). `profiles` names models and their spread; `features` measures workloads. `screen` answers
+    `solo`, for policies that plan with one span per variant, whatever will run beside it; without it that is
+    the span with nobody beside it."""
 
     def __init__(
         self,
@@ -65,6 +68,7 @@ class FluidPredictor:
         pair_map: PairMap,
         *,
         profiles: ProfileTable | None = None,
+        screen: SoloPredictor | None = None,
         lanes: Sequence[LaneInfo] = (),
         config: FluidConfig | None = None,
     ) -> None:
@@ -75,6 +79,7 @@ class FluidPredictor:
         self.drift = DriftDetector()
         self.handover = Handover()
         self.n_refused = 0
+        self.screen = screen
         self._profiles = profiles
         self._levels: dict[str, float] = {}
         self._courses = Courses(self.estimator, joiners=self.config.joiners)
@@ -91,6 +96,8 @@ class FluidPredictor:
         return int(self.features.of(variant).solo_ns)
 
     def solo(self, variant: Variant, at: int) -> tuple[int, ...]:
+        if self.screen is not None:
+            return self.screen.solo(variant, at)
         key = (self.version, at // 200_000_000)
         if key != self._solo_key:
             self._solo.clear()
@@ -177,6 +184,8 @@ class FluidPredictor:
         if not possible(observation):
             self.n_refused += 1
             return None
+        if self.screen is not None:
+            self.screen.learn(observation)
         model, at = observation.variant.model, observation.ended_at
         known = self.estimator.workload(observation.variant, observation.share)
         work = work_of(known, observation)
@@ -210,19 +219,13 @@ class FluidPredictor:
         )
 
     def loaded(self, spec: ModelSpec, profiles: Sequence[SoloProfile]) -> None:
-        if self._profiles is not None:
+        if self.screen is not None:
+            self.screen.loaded(spec, profiles)
+        elif self._profiles is not None:
             self._profiles.renew(spec, profiles)
         self.features.drop(spec.name)
         for profile in profiles:
-            self.features.add(
-                WorkloadFeatures(
-                    variant=profile.variant,
-                    share=profile.share,
-                    solo_ns=profile.median_ns,
-                    demand=(math.nan,) * len(self.features.resources),
-                    statics=(math.nan,) * len(self.features.statics),
-                )
-            )
+            self.features.add(self.features.bare(profile.variant, float(profile.median_ns), profile.share))
         self.estimator.forget(spec.name)
         self.calibrator.forget(spec.name)
         self.drift.forget(spec.name)

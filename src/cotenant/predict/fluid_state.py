@@ -37,6 +37,7 @@ class State(msgspec.Struct):
     handover: Handover
     calibrator: CalibratorState
     drift: DriftState
+    screen: bytes | None = None
 
 
 def encode(predictor: FluidPredictor) -> bytes:
@@ -56,6 +57,7 @@ def encode(predictor: FluidPredictor) -> bytes:
             handover=predictor.handover,
             calibrator=predictor.calibrator.state(),
             drift=predictor.drift.state(),
+            screen=None if predictor.screen is None else predictor.screen.state(),
         )
     )
 
@@ -83,6 +85,8 @@ def decode(predictor: FluidPredictor, state: bytes) -> None:
         or not np.isfinite(root).all()
     ):
         raise ValueError(f"the learned state is damaged: expected {n} finite weights")
+    if predictor.screen is not None and found.screen is not None:
+        predictor.screen.restore(found.screen)
     predictor.calibrator.restore(found.calibrator)
     predictor.drift.restore(found.drift)
     estimator.theta, estimator.root = theta.copy(), root.reshape(n, n).copy()

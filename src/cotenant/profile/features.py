@@ -61,6 +61,16 @@ class FeatureTable:
         """Whether exactly this workload was measured."""
         return (variant, share) in self._entries
 
+    def bare(self, variant: Variant, solo_ns: float, share: float = 1.0) -> WorkloadFeatures:
+        """A workload of which only the solo span is known, with this table's columns."""
+        return WorkloadFeatures(
+            variant=variant,
+            share=share,
+            solo_ns=solo_ns,
+            demand=(math.nan,) * len(self.resources),
+            statics=(math.nan,) * len(self.statics),
+        )
+
     def aligned(self, entry: WorkloadFeatures, other: FeatureTable) -> WorkloadFeatures:
         """An entry of this table with the columns of another; what this one has not is not a number."""
 

@@ -15,6 +15,7 @@ import msgspec
 
 from cotenant.domain import Action, Event, ModelSpec, SoloProfile
 from cotenant.ports import LaneInfo
+from cotenant.profile.features import WorkloadFeatures
 
 FORMAT = 1
 MAX_FRAME = 64 << 20
@@ -30,6 +31,9 @@ class Header(msgspec.Struct, kw_only=True):
     specs: list[ModelSpec]
     lanes: list[LaneInfo]
     profiles: list[SoloProfile]
+    resources: tuple[str, ...] = ()
+    statics: tuple[str, ...] = ()
+    features: list[WorkloadFeatures] = []
 
 
 class Entry(msgspec.Struct, array_like=True):
