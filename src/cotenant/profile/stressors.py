@@ -160,7 +160,8 @@ class _StressThread(threading.Thread):
 
     def run(self) -> None:
         clock = MonotonicClock()
-        yield_to_others()
+        if self._resource == "core":  # the others are to work whatever else runs on their core
+            yield_to_others()
         with pinned(frozenset((self._core,))):
             self._owner.unit(self._resource, 0)
             self._cpu_ns = thread_cpu_ns()
