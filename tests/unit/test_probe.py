@@ -79,7 +79,7 @@ class Table:
         yield self
         self.stressed_ns, self.beside = self.cpu_ns(), None
 
-    def alone_ns(self, resource: str, core: int) -> float:
+    def alone_ns(self, resource: str, intensity: float, core: int) -> float:
         return UNIT_NS
 
     def unit_ns(self) -> float:

@@ -93,7 +93,7 @@ def _bench(prepared: Prepared, store: ProfileStore, noise: list[str]) -> Bench:
     clock, stressors = MonotonicClock(), CpuStressors()
     watch = QuietWatch(clock.now)
     for _ in range(N_SPINS):
-        watch.spun(stressors.alone_ns("core", lane_cores[0], 15))
+        watch.spun(stressors.alone_ns("core", 1.0, lane_cores[0], 15))
     problem = disturbance(watch.report())
     if problem is not None:
         noise.append(f"before the measurement: {problem}")

@@ -65,8 +65,8 @@ class Stressors(Protocol):
         """A stressor that works while the body runs, `intensity` (0..1] of the time."""
         ...
 
-    def alone_ns(self, resource: str, core: int) -> float:
-        """The same of a unit (ns) with nobody beside it. Blocks for about 15 ms."""
+    def alone_ns(self, resource: str, intensity: float, core: int) -> float:
+        """The same of a unit (ns) with nobody beside it. Blocks for some 10 ms."""
         ...
 
 
@@ -252,12 +252,10 @@ class _Rounds:
         alone = self._block()
         self._busy_ns.append(alone.cpu_ns / len(bench.lane_cores))
         self._quick_ns.append(alone.quick_ns)
-        reference: dict[str, float] = {}
         for resource, intensity in self.work:
             core = bench.core(resource)
             assert core is not None
-            if resource not in reference:
-                reference[resource] = bench.stressors.alone_ns(resource, core)
+            unit_alone_ns = bench.stressors.alone_ns(resource, intensity, core)
             with bench.stressors.running(resource, intensity, core) as stress:
                 beside = self._block(stress)
                 unit_ns = stress.unit_ns()
@@ -266,8 +264,9 @@ class _Rounds:
             self._reached[key].append(intensity if resource == "core" else min(1.0, beside.intensity))
             self._slowdowns[key].append(beside.longer_than(alone, resource))
             if math.isfinite(unit_ns):
-                self._pressures[key].append(unit_ns / reference[resource])
-        self.watch.spun(reference.get("core", 1.0))
+                self._pressures[key].append(unit_ns / unit_alone_ns)
+            if key == ("core", 1.0):
+                self.watch.spun(unit_alone_ns)
 
     def _block(self, stress: Stress | None = None) -> _Block:
         """The model's runs on lane 0 for the length of a block, at least `min_runs`."""

@@ -85,11 +85,11 @@ class CpuStressors:
             thread.stop.set()
             thread.join()
 
-    def alone_ns(self, resource: str, core: int, n_units: int | None = None) -> float:
+    def alone_ns(self, resource: str, intensity: float, core: int, n_units: int | None = None) -> float:
         """The same of a unit with nobody beside it. Blocks for about `n_units`; of `core` there are more by
         default, as time slices are longer than units."""
         n_units = n_units or (N_CALIBRATION if resource == "core" else N_ALONE)
-        with self.running(resource, 1.0, core) as stress:
+        with self.running(resource, intensity, core) as stress:
             assert isinstance(stress, _StressThread)
             while len(stress.spans) < n_units:
                 sleep(0.001)
@@ -111,8 +111,8 @@ class CpuStressors:
 
     def rates(self, cores: Sequence[int]) -> DeviceRates:
         """What the device can do, measured with nothing beside it. Blocks for about a second."""
-        compute_ns = self.alone_ns("compute", cores[0], N_CALIBRATION)
-        alone_ns = self.alone_ns("bandwidth", cores[0], N_CALIBRATION)
+        compute_ns = self.alone_ns("compute", 1.0, cores[0], N_CALIBRATION)
+        alone_ns = self.alone_ns("bandwidth", 1.0, cores[0], N_CALIBRATION)
         together_ns = self._together_ns(cores[:MOST_THREADS])
         n = len(cores[:MOST_THREADS])
         core_bytes_per_s = SWEEP_BYTES * NS_PER_S / alone_ns
@@ -160,7 +160,8 @@ class _StressThread(threading.Thread):
 
     def run(self) -> None:
         clock = MonotonicClock()
-        yield_to_others()
+        if self._resource == "core":  # the others are to work whatever else runs on their core
+            yield_to_others()
         with pinned(frozenset((self._core,))):
             self._owner.unit(self._resource, 0)
             self._cpu_ns = thread_cpu_ns()
