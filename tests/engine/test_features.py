@@ -14,8 +14,8 @@ from cotenant.cli import app
 from cotenant.config import load_scenario
 from cotenant.domain import Variant
 from cotenant.experiment.probing import probe_models
-from cotenant.profile.features import FeatureTable
 from cotenant.profile.demand import STATICS
+from cotenant.profile.features import FeatureTable
 from cotenant.profile.measure import Budget
 from cotenant.profile.probe import ProbeBudget
 from cotenant.profile.records import RESOURCES

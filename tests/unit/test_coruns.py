@@ -16,6 +16,7 @@ from cotenant.experiment.episodes import LENGTH, NOISE_PER_LANE, Episodes
 from cotenant.experiment.recorded import summarise_coruns
 from cotenant.ports import LaneInfo
 from cotenant.profile.drive_lanes import LaneDriver, MeasureError
+from cotenant.profile.features import FeatureTable
 from cotenant.profile.measure import Subject, summarise
 from cotenant.profile.records import SoloRecord, StoredProfiles
 from cotenant.simulate.driver import VirtualTimers

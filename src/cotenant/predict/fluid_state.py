@@ -100,5 +100,9 @@ def decode(predictor: FluidPredictor, state: bytes) -> None:
 def digest(predictor: FluidPredictor) -> str:
     """Of the features of every measured pair, as the pair map gives them."""
     entries = sorted(predictor.features, key=lambda entry: (entry.variant.label, entry.share))
-    text = repr([(e.variant.label, e.share, e.solo_ns, e.demand, e.statics, e.segment_ns) for e in entries])
-    return hashlib.sha256(f"{predictor.estimator.pair_map.n_features} {text}".encode()).hexdigest()[:16]
+    found = hashlib.sha256(f"{predictor.estimator.pair_map.n_features}".encode())
+    for entry in entries:
+        found.update(entry.variant.label.encode())
+        numbers = (entry.share, entry.solo_ns, *entry.demand, *entry.statics, *entry.segment_ns)
+        found.update(np.array(numbers, np.float64).tobytes())
+    return found.hexdigest()[:16]
