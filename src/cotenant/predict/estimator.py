@@ -46,7 +46,8 @@ MOST_ROWS = 4096
 """Pairs whose features are kept; beyond it they are made anew."""
 TERMS_OF_PAIR = 5
 LOOSENED = 1.1
-"""Factor on theta's standard deviations after a drift alarm."""
+"""Factor on theta's standard deviations after a drift alarm; they never grow beyond the prior's, all in
+all."""
 TERMS_OF_RUN = 2
 
 
@@ -370,7 +371,8 @@ class Estimator:
         for key, slot in self._keys.items():
             if model in key[1:]:
                 self.level[slot, VARIANCE] = self.level[slot, PRIOR_VARIANCE]
-        self.root *= LOOSENED
+        trace = float((self.root**2).sum())
+        self.root *= min(LOOSENED, max(1.0, math.sqrt(len(self.theta) / trace)))
 
     def terms(self) -> list[tuple[tuple[Hashable, ...], tuple[float, ...]]]:
         """Every scalar term that was learned: its name, and mean, variance and instant."""

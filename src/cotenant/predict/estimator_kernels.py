@@ -24,6 +24,9 @@ LARGEST_LOG = 4.0
 MAX_CROWD = 8
 """Others beyond this many count as so many in `crowd`."""
 LEAST_SLOWDOWN = 0.7
+MOST_SIGMAS = 8.0
+"""Bound of each weight, whose prior is a standard normal: beyond it data and form do not fit together, and
+what cannot be fitted must not wind up."""
 RESIDUAL, INNOVATION, SPREAD, PROGRESS = range(4)
 """What a learning step gives back: log(measured / predicted given the overlap), that clipped, its standard
 deviation, and the solo work (ns) that was predicted to be done in the time."""
@@ -190,7 +193,7 @@ def learn(
             g = 0.0
             for j in range(n_features):
                 g += root[i, j] * q[j]
-            theta[i] += gain * g
+            theta[i] = min(MOST_SIGMAS, max(-MOST_SIGMAS, theta[i] + gain * g))
             for j in range(n_features):
                 root[i, j] += change * g * q[j]
     for k in range(m):
