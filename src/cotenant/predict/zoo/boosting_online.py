@@ -31,7 +31,6 @@ from cotenant.domain import LEVELS, Candidate, InFlight, LoadEstimate, Observati
 from cotenant.ports import Forecast, LaneInfo
 from cotenant.predict.features import FeatureTable, WorkloadFeatures
 from cotenant.predict.fluid import possible
-from cotenant.predict.zoo.boosting import filled
 from cotenant.predict.zoo.encoding import Encoder
 from cotenant.predict.zoo.margins import Margins, MarginsState, finish, remaining
 from cotenant.predict.zoo.seam import Array, Other, Stored, array_of, decoded, presence, stored
@@ -51,6 +50,8 @@ N_EACH = 4
 """Co-runners whose progress is told one by one; those with most left first."""
 N_STATE = 2 * N_EACH + 5
 NEUTRAL = 1.0
+UNKNOWN = -99.0
+"""Of an input that was not measured; farther out than any that was, so that trees can tell."""
 FORMAT = 1
 
 
@@ -129,7 +130,8 @@ class BoostingOnline:
         own = (log - log[0]).tolist()
         offsets = [*own, own[-1]]
         if self._conformal or not self._quantiles:
-            offsets = [scale * o for o in self._margins.offsets(run.variant.model, n_beside, at)]
+            upper = self._margins.offsets(run.variant.model, n_beside, at)[1:]
+            offsets = [0.0, *(max(0.0, scale * offset) for offset in upper)]
         return solo * math.exp(float(log[0])), offsets, scale
 
     def _logs(self, x: Array) -> Array:
@@ -160,13 +162,16 @@ class BoostingOnline:
         load: LoadEstimate | None,
     ) -> Array:
         """`progress`: of each co-runner the solo work left (in the victim's solo spans) and share done."""
-        state = np.full(N_STATE, np.nan)
+        state = np.full(N_STATE, UNKNOWN)
         for k, (left, done) in enumerate(sorted(progress, reverse=True)[:N_EACH]):
             state[2 * k], state[2 * k + 1] = left, done
         if load is not None:
             state[-5:-1] = load.busy, load.refill, load.fill_per_s, load.span_ns
         state[-1] = len(others)
-        return np.concatenate([self._encode.pair(victim, others), state])
+        return np.concatenate([self._pair(victim, others), state])
+
+    def _pair(self, victim: WorkloadFeatures, others: Sequence[Other]) -> Array:
+        return np.nan_to_num(self._encode.pair(victim, others), nan=UNKNOWN)
 
     def given_overlap(self, observation: Observation) -> float:
         """See `StudyPredictor.given_overlap`: a model of its own, of the shares that others were present."""
@@ -178,7 +183,7 @@ class BoostingOnline:
             return work
         if self._known is None:
             return work * math.exp(GUESS)
-        x = self._encode.pair(row.victim, row.others)[None]
+        x = self._pair(row.victim, row.others)[None]
         return work * math.exp(min(4.0, max(-1.0, float(self._known.predict(x)[0]))))
 
     # --- learning -----------------------------------------------------------------------------------------
@@ -220,13 +225,13 @@ class BoostingOnline:
         work = self.workloads.work_ns(row.victim, observation)
         log = math.log(min(50.0, max(0.4, observation.span_ns / work)))
         known = math.log(min(50.0, max(0.4, row.slowdown)))
-        self._samples.append(np.concatenate([x, self._encode.pair(row.victim, row.others), [log, known]]))
+        self._samples.append(np.concatenate([x, self._pair(row.victim, row.others), [log, known]]))
         return True
 
     def _train(self, samples: Array) -> None:
         self._trained, self._n_since = samples, 0
         n = self.n_inputs
-        x, beside = filled(samples[:, :n]), filled(samples[:, n : n + self._n_pair])
+        x, beside = samples[:, :n], samples[:, n : n + self._n_pair]
         self._quantiles = [
             self._trees(loss="quantile", quantile=level).fit(x, samples[:, -2]) for level in LEVELS
         ]

@@ -2,10 +2,10 @@
 
 Source: Xu et al., iGniter, TPDS 34(3), 2023; icloud-ecnu/igniter, `igniter-algorithm.py`: a workload slows
 down with the summed L2 utilisation of its neighbours, by a sensitivity of its own, and every kernel by a
-little for each neighbour. Here alpha_i = alpha + a deviation of workload i (ridge, so that unseen workloads have the
-common one, which released constants say is nearly all there is), the constants are one per neighbour
-relative to T and one absolute, and u is that resource which explains the training part best. Shares, power
-and frequency are left out: solo spans are measured.
+little for each neighbour. Here alpha_i = alpha + a deviation of workload i (ridge, so that unseen workloads
+have the common one, which released constants say is nearly all there is), the constants are one per
+neighbour relative to T and one absolute, and u is that resource which explains the training part best.
+Shares, power and frequency are left out: solo spans are measured.
 
 Choose it for many neighbours of moderate pressure, and with next to no data. It fails where one neighbour is
 enough to fill a resource (no saturation, no product with own use beyond alpha_i), and it is fitted once.
