@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import pairwise
 
-from cotenant.domain import Candidate, InFlight, Observation, Overlap, Snapshot
+from cotenant.domain import Candidate, InFlight, LoadEstimate, Observation, Overlap, Snapshot
 from cotenant.ports import Forecast
 from cotenant.predict.features import WorkloadFeatures
 from cotenant.predict.replay import Course, Running, replay
@@ -42,11 +42,11 @@ class InFluid(Wrapped):
         """See `StudyPredictor.predict`."""
         at, n = snapshot.at, len(snapshot.in_flight)
         courses, last_on = self._courses(snapshot)
-        alone = self._in_flight(snapshot, self._replayed(snapshot.in_flight, courses))
+        alone = self._in_flight(snapshot, self._replayed(snapshot.in_flight, courses, snapshot.load))
         finish_at, others, features = [], [], []
         for candidate in candidates:
             course = self._course_of(candidate, last_on.get(candidate.lane), at)
-            spans = self._replayed([*snapshot.in_flight, candidate], [*courses, course])
+            spans = self._replayed([*snapshot.in_flight, candidate], [*courses, course], snapshot.load)
             offsets = self.margins.offsets(candidate.variant.model, n, at)
             span = spans[n] + self.margins.handover_ns(at)
             finish_at.append(finish(at, span, offsets))
@@ -101,7 +101,10 @@ class InFluid(Wrapped):
             return segment, pieces[segment:]
         return 0, (workload.solo_ns * sum(shares[segment:]),)
 
-    def _replayed(self, runs: Sequence[InFlight | Candidate], courses: Sequence[Course]) -> list[float]:
+    def _replayed(
+        self, runs: Sequence[InFlight | Candidate], courses: Sequence[Course], load: LoadEstimate | None
+    ) -> list[float]:
+        """When each run ends (ns from now)."""
         victims = [self.workloads.victim(run.variant, run.share) for run in runs]
         beside = [
             [self.workloads.beside(other.variant, other.share, other.lane, run.lane) for other in runs]

@@ -5,9 +5,10 @@ Sharing, ATC 2022; casys-kaist/glet, `interference_model.cpp`: L2 and DRAM utili
 here (its released constants predict at most 1.19). Of several co-runners the released code takes the worst
 pair; utilisations are summed here, as fits on more than pairs need.
 
-`linear`: fitted once. `linear-ewma`: the co-runners' inputs are smoothed over the runs of the same model, as
-in Zhao & Georgantas, ML Inference Scheduling with Predictable Latency, MAIoT 2025. Which signal they smooth
-and how fast is not published; the factor is swept.
+`linear`: fitted once, on errors as published or on relative ones, whichever is better. `linear-ewma`:
+besides, the co-runners' inputs are smoothed over the runs of the same model, as in Zhao & Georgantas, ML
+Inference Scheduling with Predictable Latency, MAIoT 2025. Which signal they smooth and how fast is not
+published; the factor is swept.
 
 Choose it as the reference that everyone knows. It fails where slowdowns are large: it has no product of own
 sensitivity and other's pressure, misses tails, sees no overlap (`linear`) or yesterday's (`linear-ewma`), and
@@ -64,20 +65,24 @@ class Utilisation:
         return np.concatenate([self.own(victim), self.beside(others), [1.0]])
 
 
-def least_squares(x: Array, y: Array, ridge: float = RIDGE) -> Array:
-    """Weights by least squares; `ridge` in units of the regressors' mean square keeps it solvable."""
+def least_squares(x: Array, y: Array, *, relative: bool) -> Array:
+    """Weights by least squares, of errors or relative errors; `RIDGE` in units of the regressors' mean square
+    keeps it solvable."""
+    if relative:
+        x, y = x / y[:, None], np.ones(len(y))
     gram = x.T @ x
-    scale = ridge * max(1e-12, float(np.trace(gram)) / len(gram))
+    scale = RIDGE * max(1e-12, float(np.trace(gram)) / len(gram))
     return np.asarray(np.linalg.solve(gram + scale * np.eye(len(gram)), x.T @ y))
 
 
 class Linear:
-    """Implements `SlowdownModel`."""
+    """Implements `SlowdownModel`. `relative`: fitted on relative errors; None: whichever is better."""
 
     refit_every = 0
     window = 2000
 
-    def __init__(self, table: FeatureTable) -> None:
+    def __init__(self, table: FeatureTable, relative: bool | None = None) -> None:
+        self._table, self._relative = table, relative
         self.inputs = Utilisation(table)
         self.weights = np.zeros(self.inputs.n)
         self.weights[-1] = 1.0
@@ -89,9 +94,13 @@ class Linear:
 
     def fit(self, rows: Sequence[Row]) -> None:
         beside = [row for row in rows if presence(row.others) > 0]
-        if beside:
-            x = np.array([self.inputs(row.victim, row.others) for row in beside])
-            self.weights = least_squares(x, slowdowns_of(beside))
+        if not beside:
+            return
+        relative = self._relative
+        if relative is None:
+            relative = best(lambda one: Linear(self._table, one), (False, True), rows)
+        x = np.array([self.inputs(row.victim, row.others) for row in beside])
+        self.weights = least_squares(x, slowdowns_of(beside), relative=relative)
 
     def learn(self, row: Row) -> bool:
         return False
@@ -110,15 +119,15 @@ class _Smoothed(msgspec.Struct):
 
 
 class LinearEwma:
-    """Implements `SlowdownModel`. `alpha`: weight of the momentary inputs against what the model's runs had
-    beside them of late."""
+    """Implements `SlowdownModel`. `setting`: the weight `alpha` of the momentary inputs against what the
+    model's runs had beside them of late, and whether relative errors are fitted."""
 
     refit_every = 0
     window = 2000
 
-    def __init__(self, table: FeatureTable, alpha: float | None = None) -> None:
-        self._table, self._given = table, alpha
-        self.alpha = 0.5 if alpha is None else alpha
+    def __init__(self, table: FeatureTable, setting: tuple[float, bool] | None = None) -> None:
+        self._table, self._given = table, setting
+        self.alpha = 0.5 if setting is None else setting[0]
         self._linear = Linear(table)
         self._seen: dict[str, Array] = {}
 
@@ -128,8 +137,10 @@ class LinearEwma:
         return bounded(max(1.0, float(self._linear.weights @ self._smoothed(victim, others))))
 
     def fit(self, rows: Sequence[Row]) -> None:
-        if self._given is None:
-            self.alpha = best(lambda alpha: LinearEwma(self._table, alpha), SMOOTHINGS, rows)
+        settings = [(alpha, relative) for alpha in SMOOTHINGS for relative in (False, True)]
+        self.alpha, relative = self._given or best(
+            lambda setting: LinearEwma(self._table, setting), settings, rows
+        )
         self._seen.clear()
         inputs = []
         for row in rows:
@@ -138,7 +149,7 @@ class LinearEwma:
         chosen = [k for k, row in enumerate(rows) if presence(row.others) > 0]
         if chosen:
             x, y = np.array([inputs[k] for k in chosen]), slowdowns_of([rows[k] for k in chosen])
-            self._linear.weights = least_squares(x, y)
+            self._linear.weights = least_squares(x, y, relative=relative)
 
     def learn(self, row: Row) -> bool:
         self._seen[row.victim.variant.model] = self._mixed(row.victim, row.others)

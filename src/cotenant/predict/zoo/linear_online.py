@@ -4,7 +4,7 @@ squares (`linear-rls`).
 Source: Zhao & Georgantas, ML Inference Scheduling with Predictable Latency, MAIoT 2025 (arXiv 2512.18725).
 Rates and forgetting are not published and swept: the best on the last fifth of the training part. Gradient
 steps are normalised (NLMS, 0 < mu < 2); P's trace is bounded, since forgetting without excitation makes it
-grow without end.
+grow without end. Errors, as published, or relative ones are followed, whichever is better.
 
 Choose them where the load changes and slowdowns are mild. They fail as `linear` does (no product, no overlap)
 and besides chase noise: one set of weights follows whatever ran last.
@@ -17,76 +17,99 @@ from collections.abc import Sequence
 import msgspec
 import numpy as np
 
-from cotenant.predict.features import FeatureTable, WorkloadFeatures
-from cotenant.predict.zoo.linear import Linear
+from cotenant.predict.features import FeatureTable
+from cotenant.predict.zoo.linear import Linear, least_squares
 from cotenant.predict.zoo.recursive import Recursive
-from cotenant.predict.zoo.seam import LARGEST, LEAST, Other, Row, Stored, array_of, decoded, presence, stored
+from cotenant.predict.zoo.seam import (
+    LARGEST,
+    LEAST,
+    Array,
+    Row,
+    Stored,
+    array_of,
+    decoded,
+    presence,
+    slowdowns_of,
+    stored,
+)
 from cotenant.predict.zoo.tuning import best
 
-RATES = (0.02, 0.05, 0.005, 0.1, 0.3)
-FORGETTINGS = (0.999, 0.9997, 0.995, 0.99, 0.97)
+Setting = tuple[float, bool]
+"""(rate or forgetting, whether relative errors count)."""
+RATES: tuple[Setting, ...] = tuple((mu, r) for r in (False, True) for mu in (0.02, 0.05, 0.005, 0.1, 0.3))
+KEEPS: tuple[Setting, ...] = tuple((k, r) for r in (False, True) for k in (0.999, 0.9997, 0.995, 0.99, 0.97))
+
+
+def _sample(inputs: Array, row: Row, relative: bool) -> tuple[Array, float]:
+    slowdown = min(LARGEST, max(LEAST, row.slowdown))
+    return (inputs / slowdown, 1.0) if relative else (inputs, slowdown)
 
 
 class LinearSgd(Linear):
-    """Implements `SlowdownModel`. `mu`: normalised step."""
+    """Implements `SlowdownModel`. `setting`: the normalised step mu."""
 
-    def __init__(self, table: FeatureTable, mu: float | None = None) -> None:
-        super().__init__(table)
-        self._table, self._given = table, mu
-        self.mu = RATES[0] if mu is None else mu
+    def __init__(self, table: FeatureTable, setting: Setting | None = None) -> None:
+        super().__init__(table, relative=False)
+        self._given = setting
+        self.setting = setting or RATES[0]
 
     def fit(self, rows: Sequence[Row]) -> None:
         if self._given is None:
-            self.mu = best(lambda mu: LinearSgd(self._table, mu), RATES, rows)
-        super().fit(rows)
+            self.setting = best(lambda one: LinearSgd(self._table, one), RATES, rows)
+        beside = [row for row in rows if presence(row.others) > 0]
+        if beside:
+            x = np.array([self.inputs(row.victim, row.others) for row in beside])
+            self.weights = least_squares(x, slowdowns_of(beside), relative=self.setting[1])
         for row in rows:
             self.learn(row)
 
     def learn(self, row: Row) -> bool:
         if presence(row.others) <= 0:
             return False
-        x = self.inputs(row.victim, row.others)
-        error = min(LARGEST, max(LEAST, row.slowdown)) - float(self.weights @ x)
-        self.weights = self.weights + self.mu / (1e-3 + float(x @ x)) * error * x
+        mu, relative = self.setting
+        x, y = _sample(self.inputs(row.victim, row.others), row, relative)
+        self.weights = self.weights + mu / (1e-3 + float(x @ x)) * (y - float(self.weights @ x)) * x
         return True
 
     def state(self) -> bytes:
-        return msgspec.msgpack.encode((self.mu, stored(self.weights)))
+        return msgspec.msgpack.encode((self.setting, stored(self.weights)))
 
     def restore(self, state: bytes) -> None:
-        mu, weights = decoded(state, tuple[float, Stored])
+        setting, weights = decoded(state, tuple[Setting, Stored])
         self.weights = array_of(weights, (self.inputs.n,))
-        self.mu = mu
+        self.setting = setting
 
 
 class LinearRls(Linear):
-    """Implements `SlowdownModel`. `forgetting`: weight that evidence keeps at each step."""
+    """Implements `SlowdownModel`. `setting`: the weight that evidence keeps at each step."""
 
-    def __init__(self, table: FeatureTable, forgetting: float | None = None) -> None:
-        super().__init__(table)
-        self._table, self._given = table, forgetting
-        self._rls = Recursive(self.weights, forgetting or FORGETTINGS[0])
+    def __init__(self, table: FeatureTable, setting: Setting | None = None) -> None:
+        super().__init__(table, relative=False)
+        self._given = setting
+        self._begin(setting or KEEPS[0])
 
-    def slowdown(self, victim: WorkloadFeatures, others: Sequence[Other]) -> float:
-        self.weights = self._rls.weights
-        return super().slowdown(victim, others)
-
-    def fit(self, rows: Sequence[Row]) -> None:
-        chosen = self._given or best(lambda keep: LinearRls(self._table, keep), FORGETTINGS, rows)
+    def _begin(self, setting: Setting) -> None:
+        self.setting = setting
         self.weights = np.zeros(self.inputs.n)
         self.weights[-1] = 1.0
-        self._rls = Recursive(self.weights, chosen)
+        self._rls = Recursive(self.weights, setting[0])
+
+    def fit(self, rows: Sequence[Row]) -> None:
+        self._begin(self._given or best(lambda one: LinearRls(self._table, one), KEEPS, rows))
         for row in rows:
             self.learn(row)
 
     def learn(self, row: Row) -> bool:
         if presence(row.others) <= 0:
             return False
-        self._rls.learn(self.inputs(row.victim, row.others), min(LARGEST, max(LEAST, row.slowdown)))
+        self._rls.learn(*_sample(self.inputs(row.victim, row.others), row, self.setting[1]))
+        self.weights = self._rls.weights
         return True
 
     def state(self) -> bytes:
-        return self._rls.state()
+        return msgspec.msgpack.encode((self.setting, self._rls.state()))
 
     def restore(self, state: bytes) -> None:
-        self._rls.restore(state)
+        setting, rls = decoded(state, tuple[Setting, bytes])
+        self._rls.restore(rls)
+        self.setting, self.weights = setting, self._rls.weights
