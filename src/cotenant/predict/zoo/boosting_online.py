@@ -11,6 +11,9 @@ of every so many seconds; targets are log(span / solo span).
 offsets by their spread (Lei et al., Distribution-Free Predictive Inference for Regression, JASA 2018,
 section 5.2).
 
+Longer than its neighbours: it needs the state at dispatch, so it is a predictor by itself and no
+`SlowdownModel`.
+
 Choose it where completions are plenty and features tell the situation: it sees overlap at dispatch, adapts,
 and needs no model of the device. It fails after a change until the window has turned over, on workloads
 unlike any seen, at small spans (milliseconds per prediction), and its quantiles miss their coverage (no
@@ -22,34 +25,25 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Sequence
-from typing import Any
 
 import msgspec
 import numpy as np
 
-from cotenant.domain import LEVELS, Candidate, InFlight, LoadEstimate, Observation, Snapshot
+from cotenant.domain import Candidate, InFlight, LoadEstimate, Observation, Snapshot
 from cotenant.ports import Forecast, LaneInfo
 from cotenant.predict.features import FeatureTable, WorkloadFeatures
 from cotenant.predict.fluid import possible
 from cotenant.predict.zoo.encoding import Encoder
 from cotenant.predict.zoo.margins import Margins, MarginsState, finish, remaining
+from cotenant.predict.zoo.quantile_trees import NEUTRAL, QuantileTrees
 from cotenant.predict.zoo.seam import Array, Other, Stored, array_of, decoded, presence, stored
 from cotenant.predict.zoo.workloads import Workloads
 from cotenant.predict.zoo.wrapped import LEAST_LEFT
 
-try:
-    from sklearn.ensemble import HistGradientBoostingRegressor
-except ImportError as error:
-    raise ImportError(
-        "the gradient boosting baseline needs scikit-learn: install cotenant[predict]"
-    ) from error
-
 WINDOW, EVERY, FEWEST = 2000, 200, 100
-GUESS = math.log(1.2)
 N_EACH = 4
 """Co-runners whose progress is told one by one; those with most left first."""
 N_STATE = 2 * N_EACH + 5
-NEUTRAL = 1.0
 UNKNOWN = -99.0
 """Of an input that was not measured; farther out than any that was, so that trees can tell."""
 FORMAT = 1
@@ -73,18 +67,14 @@ class BoostingOnline:
         self, name: str, features: FeatureTable, lanes: Sequence[LaneInfo], *, conformal: bool, seed: int = 0
     ) -> None:
         self.name, self.version, self.n_refused = name, 0, 0
-        self._conformal, self._seed = conformal, seed
+        self._conformal = conformal
         self.workloads, self._margins = Workloads(features, lanes), Margins()
         self._encode = Encoder(self.workloads.table)
         self._n_pair = 2 * self._encode.n + 1
         self.n_inputs = self._n_pair + N_STATE
-        self._n_sample = self.n_inputs + self._n_pair + 2
         self._samples: deque[Array] = deque(maxlen=WINDOW)
         self._n_since = 0
-        self._trained = np.zeros((0, self._n_sample))
-        self._quantiles: list[Any] = []
-        self._known: Any = None
-        self._usual = 0.1
+        self._trees = QuantileTrees(self.n_inputs, self._n_pair, seed)
 
     # --- asking -------------------------------------------------------------------------------------------
 
@@ -94,7 +84,7 @@ class BoostingOnline:
         flying: list[InFlight | Candidate] = list(snapshot.in_flight)
         worlds: list[list[InFlight | Candidate]] = [flying, *[[*flying, one] for one in candidates]]
         inputs = [self._inputs(i, world, snapshot) for world in worlds for i in range(len(world))]
-        logs = self._logs(np.array(inputs).reshape(-1, self.n_inputs))
+        logs = self._trees.logs(np.array(inputs).reshape(-1, self.n_inputs))
         answers = iter(zip(inputs, logs, strict=True))
         in_flight, finish_at, features = [], [], []
         for world in worlds:
@@ -126,20 +116,13 @@ class BoostingOnline:
         self, run: InFlight | Candidate, log: Array, solo: float, n_beside: int, at: int
     ) -> tuple[float, list[float], float]:
         """Median (ns), log offsets of the levels, and the run's spread beside the usual one."""
-        scale = min(3.0, max(0.3, float(log[2] - log[0]) / self._usual)) if self._quantiles else NEUTRAL
+        scale = self._trees.relative_spread(log)
         own = (log - log[0]).tolist()
         offsets = [*own, own[-1]]
-        if self._conformal or not self._quantiles:
+        if self._conformal or not self._trees.grown:
             upper = self._margins.offsets(run.variant.model, n_beside, at)[1:]
             offsets = [0.0, *(max(0.0, scale * offset) for offset in upper)]
         return solo * math.exp(float(log[0])), offsets, scale
-
-    def _logs(self, x: Array) -> Array:
-        """Quantiles of log(span / solo span) at `LEVELS` (n x 4), ascending."""
-        if not self._quantiles or not len(x):
-            return np.full((len(x), len(LEVELS)), GUESS)
-        found = np.array([trees.predict(x) for trees in self._quantiles]).T
-        return np.clip(np.maximum.accumulate(found, axis=1), -1.0, 4.0)
 
     def _inputs(self, i: int, world: Sequence[InFlight | Candidate], snapshot: Snapshot) -> Array:
         me = world[i]
@@ -181,10 +164,7 @@ class BoostingOnline:
         work = self.workloads.work_ns(row.victim, observation)
         if presence(row.others) <= 0:
             return work
-        if self._known is None:
-            return work * math.exp(GUESS)
-        x = self._pair(row.victim, row.others)[None]
-        return work * math.exp(min(4.0, max(-1.0, float(self._known.predict(x)[0]))))
+        return work * math.exp(self._trees.given_presence(self._pair(row.victim, row.others)))
 
     # --- learning -----------------------------------------------------------------------------------------
 
@@ -193,7 +173,7 @@ class BoostingOnline:
         for observation in observations:
             self._take(observation)
         if len(self._samples) >= 8:
-            self._train(np.array(self._samples))
+            self._grow()
 
     def learn(self, observation: Observation) -> int | None:
         """See `StudyPredictor.learn`."""
@@ -203,9 +183,14 @@ class BoostingOnline:
         self._margins.learn(observation, issued[1] if len(issued) > 1 else NEUTRAL)
         self.version += 1
         self._n_since += 1
-        if self._n_since >= (EVERY if self._quantiles else FEWEST):
-            self._train(np.array(self._samples))
+        if self._n_since >= (EVERY if self._trees.grown else FEWEST):
+            self._grow()
         return self.version
+
+    def _grow(self) -> None:
+        self._trees.grow(np.array(self._samples))
+        self._n_since = 0
+        self.version += 1
 
     def _take(self, observation: Observation) -> bool:
         if not possible(observation):
@@ -228,32 +213,14 @@ class BoostingOnline:
         self._samples.append(np.concatenate([x, self._pair(row.victim, row.others), [log, known]]))
         return True
 
-    def _train(self, samples: Array) -> None:
-        self._trained, self._n_since = samples, 0
-        n = self.n_inputs
-        x, beside = samples[:, :n], samples[:, n : n + self._n_pair]
-        self._quantiles = [
-            self._trees(loss="quantile", quantile=level).fit(x, samples[:, -2]) for level in LEVELS
-        ]
-        self._known = self._trees(loss="squared_error").fit(beside, samples[:, -1])
-        logs = self._logs(x)
-        self._usual = max(0.02, float(np.mean(logs[:, 2] - logs[:, 0])))
-        self.version += 1
-
-    def _trees(self, **loss: Any) -> Any:
-        return HistGradientBoostingRegressor(
-            max_iter=200, max_depth=6, learning_rate=0.05, max_features=0.8, min_samples_leaf=5,
-            l2_regularization=0.1, early_stopping=False, random_state=self._seed, **loss,
-        )  # fmt: skip
-
     # --- state --------------------------------------------------------------------------------------------
 
     def state(self) -> bytes:
         """See `StudyPredictor.state`."""
-        samples = np.array(self._samples).reshape(-1, self._n_sample)
+        samples = np.array(self._samples).reshape(-1, self._trees.n_sample)
         return msgspec.msgpack.encode(
             _State(
-                FORMAT, self.name, self.version, self._n_since, self.n_refused, stored(self._trained),
+                FORMAT, self.name, self.version, self._n_since, self.n_refused, stored(self._trees.samples),
                 stored(samples), self._margins.state(),
             )
         )  # fmt: skip
@@ -264,11 +231,10 @@ class BoostingOnline:
         if (found.format, found.name) != (FORMAT, self.name):
             raise ValueError(f"the learned state is of {found.name!r}, expected {self.name!r}")
         trained, samples = array_of(found.trained), array_of(found.samples)
-        if {trained.shape[1], samples.shape[1]} != {self._n_sample}:
-            raise ValueError(f"the learned state does not have {self._n_sample} numbers per sample")
+        n = self._trees.n_sample
+        if (*trained.shape[1:], *samples.shape[1:]) != (n, n):
+            raise ValueError(f"the learned state does not have {n} numbers per sample")
         self._margins.restore(found.margins)
         self._samples = deque(samples, maxlen=WINDOW)
-        self._trained, self._quantiles, self._known = trained, [], None
-        if len(trained):
-            self._train(trained)
+        self._trees.grow(trained)
         self._n_since, self.version, self.n_refused = found.n_since, found.version, found.n_refused
