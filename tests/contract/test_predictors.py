@@ -11,7 +11,7 @@ from cotenant.predict.fluid import FluidPredictor
 from cotenant.predict.pair_map import ReducedMap
 from cotenant.predict.zoo import ZOO
 from cotenant.predict.zoo.oracle import Oracle
-from cotenant.testing.predictor_checks import CHECKS, PredictorChecks
+from cotenant.testing.predictor_checks import CHECKS, PredictorChecks, case_with_own_units
 
 NEEDS_SKLEARN = ("gaussian-process", "boosting")
 
@@ -26,14 +26,16 @@ class Fluid(FluidPredictor):
             self.learn(observation)
 
 
+def fluid(features, lanes):
+    return Fluid(features, ReducedMap(features).begin(), lanes=lanes)
+
+
 @cache
 def checks(name: str) -> PredictorChecks:
     if name.startswith(NEEDS_SKLEARN):
         pytest.importorskip("sklearn")
     if name == "fluid":
-        return PredictorChecks(
-            lambda features, lanes: Fluid(features, ReducedMap(features).begin(), lanes=lanes)
-        )
+        return PredictorChecks(fluid)
     if name == "oracle":
         truth = simulate_coruns(SimulatedConfig(n_workloads=5, n_runs=2)).truth
         return PredictorChecks(lambda features, lanes: Oracle(features, lanes, truth))
@@ -44,3 +46,14 @@ def checks(name: str) -> PredictorChecks:
 @pytest.mark.parametrize("name", ["fluid", "oracle", *ZOO])
 def test_predictor(name, check):
     getattr(checks(name), check)()
+
+
+@cache
+def on_own_units(name: str) -> PredictorChecks:
+    return PredictorChecks(fluid if name == "fluid" else ZOO[name], case=case_with_own_units())
+
+
+@pytest.mark.parametrize("check", CHECKS)
+@pytest.mark.parametrize("name", ["fluid", "linear-rls", "igniter-fluid", "log-additive-rls-fluid"])
+def test_predictor_on_lanes_with_units_of_their_own(name, check):
+    getattr(on_own_units(name), check)()

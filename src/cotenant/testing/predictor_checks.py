@@ -56,6 +56,12 @@ def simulated_case() -> Case:
     return Case(dataset.features, events.lanes, tuple(events))
 
 
+def case_with_own_units() -> Case:
+    """The same on lanes of which only the first and the last share their compute units."""
+    lanes = tuple(LaneInfo(index=k, units=(k % 2,)) for k in range(3))
+    return replace(simulated_case(), lanes=lanes)
+
+
 class PredictorChecks:
     """The checks of one predictor. `make` builds a fresh one from features and lanes; `expects_joiners`: it
     learns what usually joins, so a run that begins alone may be predicted longer."""
