@@ -1,4 +1,4 @@
-"""What the predictor study asks of a predictor: the ports, and two things besides."""
+"""What a study asks of a predictor: the fluid one and every baseline of `zoo`, driven by the same code."""
 
 from __future__ import annotations
 
@@ -10,20 +10,27 @@ from cotenant.ports import Forecast
 
 
 class StudyPredictor(Protocol):
-    """A predictor and learner that can also be fitted at once and asked in hindsight."""
+    """A predictor under study. Deterministic in (what it was taught, arguments); asking never changes an
+    answer."""
 
-    name: str
+    @property
+    def name(self) -> str:
+        """As tables show it."""
+        ...
 
     def fit(self, observations: Sequence[Observation]) -> None:
-        """Begin anew from these, before anything is predicted."""
+        """Batch training in time order, before anything is predicted: steady runs (overlaps without an end)
+        or intervals."""
         ...
 
     def predict(self, snapshot: Snapshot, candidates: Sequence[Candidate]) -> Forecast:
-        """As `ports.Predictor`; `features[c][0]` is the median span (ns) before quantiles were added."""
+        """As `ports.Predictor.predict`; `features[c][0]` is the median span (ns) of candidate c before
+        quantile offsets. What `features` holds comes back in the observation's first prediction."""
         ...
 
     def learn(self, observation: Observation) -> int | None:
-        """As `ports.Learner`."""
+        """Online: returns the new version, None where nothing changed. What is not finite or impossible is
+        refused. Predictors that are fitted in batches refit on a buffer now and then, or do nothing."""
         ...
 
     def given_overlap(self, observation: Observation) -> float:
@@ -32,9 +39,9 @@ class StudyPredictor(Protocol):
         ...
 
     def state(self) -> bytes:
-        """As `ports.Learner`."""
+        """All that was learned; see `restore`."""
         ...
 
     def restore(self, state: bytes) -> None:
-        """As `ports.Learner`."""
+        """Take over a stored state, with identical predictions. Raises ValueError when it cannot be used."""
         ...

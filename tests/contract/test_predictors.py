@@ -1,0 +1,59 @@
+"""What every predictor must do, checked on the fluid one and on each baseline."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import pytest
+
+from cotenant.experiment.simulated_coruns import SimulatedConfig, simulate_coruns
+from cotenant.predict.fluid import FluidPredictor
+from cotenant.predict.pair_map import ReducedMap
+from cotenant.predict.zoo import ZOO
+from cotenant.predict.zoo.oracle import Oracle
+from cotenant.testing.predictor_checks import CHECKS, PredictorChecks, case_with_own_units
+
+NEEDS_SKLEARN = ("gaussian-process", "boosting")
+
+
+class Fluid(FluidPredictor):
+    """As the server makes it; what it is fitted on, it learns one by one."""
+
+    name = "fluid"
+
+    def fit(self, observations):
+        for observation in observations:
+            self.learn(observation)
+
+
+def fluid(features, lanes):
+    return Fluid(features, ReducedMap(features).begin(), lanes=lanes)
+
+
+@cache
+def checks(name: str) -> PredictorChecks:
+    if name.startswith(NEEDS_SKLEARN):
+        pytest.importorskip("sklearn")
+    if name == "fluid":
+        return PredictorChecks(fluid)
+    if name == "oracle":
+        truth = simulate_coruns(SimulatedConfig(n_workloads=5, n_runs=2)).truth
+        return PredictorChecks(lambda features, lanes: Oracle(features, lanes, truth))
+    return PredictorChecks(ZOO[name], expects_joiners=name.startswith("boosting-online"))
+
+
+@pytest.mark.parametrize("check", CHECKS)
+@pytest.mark.parametrize("name", ["fluid", "oracle", *ZOO])
+def test_predictor(name, check):
+    getattr(checks(name), check)()
+
+
+@cache
+def on_own_units(name: str) -> PredictorChecks:
+    return PredictorChecks(fluid if name == "fluid" else ZOO[name], case=case_with_own_units())
+
+
+@pytest.mark.parametrize("check", CHECKS)
+@pytest.mark.parametrize("name", ["fluid", "linear-rls", "igniter-fluid", "log-additive-rls-fluid"])
+def test_predictor_on_lanes_with_units_of_their_own(name, check):
+    getattr(on_own_units(name), check)()
