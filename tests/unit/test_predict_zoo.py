@@ -13,7 +13,6 @@ from cotenant.domain import Candidate, InFlight, Observation, Overlap, Snapshot,
 from cotenant.experiment.corun_events import Ended, Replay
 from cotenant.experiment.simulated_coruns import SimulatedConfig, simulate_coruns
 from cotenant.ports import LaneInfo
-from cotenant.predict.features import FeatureTable, WorkloadFeatures
 from cotenant.predict.zoo import ZOO
 from cotenant.predict.zoo.at_dispatch import AtDispatch
 from cotenant.predict.zoo.encoding import SHARED_UNITS
@@ -25,6 +24,7 @@ from cotenant.predict.zoo.oracle import Oracle
 from cotenant.predict.zoo.recursive import Recursive
 from cotenant.predict.zoo.seam import Row
 from cotenant.predict.zoo.workloads import Workloads
+from cotenant.profile.features import FeatureTable, WorkloadFeatures
 
 T = 10_000_000
 

@@ -18,8 +18,8 @@ import numpy as np
 
 from cotenant.domain import Variant
 from cotenant.experiment.datasets import CoRun, Dataset
-from cotenant.predict.features import FeatureTable, WorkloadFeatures
 from cotenant.predict.zoo.oracle import Active
+from cotenant.profile.features import FeatureTable, WorkloadFeatures
 
 RESOURCES = ("compute", "bandwidth", "cache", "launch")
 CACHE, BANDWIDTH = 2, 1

@@ -25,7 +25,7 @@ from cotenant.ports import LaneInfo
 from cotenant.predict.fluid import FluidPredictor
 from cotenant.predict.pair_map import ReducedMap
 from cotenant.predict.study_port import StudyPredictor
-from cotenant.predict.zoo import BASELINES
+from cotenant.predict.zoo import ZOO
 from cotenant.profile.features import FeatureTable
 
 Make = Callable[[FeatureTable, Sequence[LaneInfo]], StudyPredictor]
@@ -91,7 +91,7 @@ def known_predictors(only: Sequence[str] = ()) -> dict[str, Make]:
     def ours(features: FeatureTable, lanes: Sequence[LaneInfo]) -> StudyPredictor:
         return FluidPredictor(features, ReducedMap(features).begin(), lanes=lanes)
 
-    known: dict[str, Make] = {OURS: ours, **BASELINES}
+    known: dict[str, Make] = {OURS: ours, **ZOO}
     unknown = [name for name in only if name not in known]
     if unknown:
         raise ValueError(f"no predictor {', '.join(unknown)}; there are: {', '.join(known)}")

@@ -19,8 +19,8 @@ from cotenant.domain import LEVELS, Candidate, InFlight, Observation, Prediction
 from cotenant.experiment.corun_events import Dispatched, Ended, Replay
 from cotenant.experiment.simulated_coruns import SimulatedConfig, simulate_coruns
 from cotenant.ports import Forecast, LaneInfo
-from cotenant.predict.features import FeatureTable
 from cotenant.predict.study_port import StudyPredictor
+from cotenant.profile.features import FeatureTable
 
 Make = Callable[[FeatureTable, Sequence[LaneInfo]], StudyPredictor]
 Question = tuple[Snapshot, Candidate]

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 from cotenant.ports import LaneInfo
-from cotenant.predict.features import FeatureTable
 from cotenant.predict.study_port import StudyPredictor
 from cotenant.predict.zoo.at_dispatch import AtDispatch
 from cotenant.predict.zoo.igniter import Igniter
@@ -20,6 +19,7 @@ from cotenant.predict.zoo.log_additive import LogAdditive
 from cotenant.predict.zoo.none import ConstantInflation, NoInterference
 from cotenant.predict.zoo.seam import SlowdownModel
 from cotenant.predict.zoo.wrapped import MakeModel
+from cotenant.profile.features import FeatureTable
 
 Factory = Callable[[FeatureTable, Sequence[LaneInfo]], StudyPredictor]
 

@@ -18,7 +18,6 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from cotenant.predict.features import FeatureTable, WorkloadFeatures
 from cotenant.predict.zoo.encoding import Encoder
 from cotenant.predict.zoo.seam import (
     Array,
@@ -33,6 +32,7 @@ from cotenant.predict.zoo.seam import (
     stored,
 )
 from cotenant.predict.zoo.tuning import best
+from cotenant.profile.features import FeatureTable, WorkloadFeatures
 
 try:
     from sklearn.ensemble import HistGradientBoostingRegressor

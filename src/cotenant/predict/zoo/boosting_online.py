@@ -31,7 +31,6 @@ import numpy as np
 
 from cotenant.domain import Candidate, InFlight, LoadEstimate, Observation, Snapshot
 from cotenant.ports import Forecast, LaneInfo
-from cotenant.predict.features import FeatureTable, WorkloadFeatures
 from cotenant.predict.fluid import possible
 from cotenant.predict.zoo.encoding import Encoder
 from cotenant.predict.zoo.margins import Margins, MarginsState, finish, remaining
@@ -39,6 +38,7 @@ from cotenant.predict.zoo.quantile_trees import NEUTRAL, QuantileTrees
 from cotenant.predict.zoo.seam import Array, Other, Stored, array_of, decoded, presence, stored
 from cotenant.predict.zoo.workloads import Workloads
 from cotenant.predict.zoo.wrapped import LEAST_LEFT
+from cotenant.profile.features import FeatureTable, WorkloadFeatures
 
 WINDOW, EVERY, FEWEST = 2000, 200, 100
 N_EACH = 4

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from cotenant.predict.features import FeatureTable, WorkloadFeatures
 from cotenant.predict.zoo.seam import Array, Other, Row
+from cotenant.profile.features import FeatureTable, WorkloadFeatures
 
 BANDWIDTH = ("dram", "cache", "l2", "bandwidth", "memory", "llc")
 """Parts of names of the resources that gpulet's and iGniter's models look at."""

@@ -21,7 +21,6 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from cotenant.predict.features import FeatureTable, WorkloadFeatures
 from cotenant.predict.zoo.encoding import Encoder
 from cotenant.predict.zoo.seam import (
     Array,
@@ -35,6 +34,7 @@ from cotenant.predict.zoo.seam import (
     slowdowns_of,
     stored,
 )
+from cotenant.profile.features import FeatureTable, WorkloadFeatures
 
 try:
     from sklearn.exceptions import ConvergenceWarning

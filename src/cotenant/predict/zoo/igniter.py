@@ -18,7 +18,6 @@ from collections.abc import Sequence
 import msgspec
 import numpy as np
 
-from cotenant.predict.features import FeatureTable, WorkloadFeatures
 from cotenant.predict.zoo.encoding import contended, identity, in_order
 from cotenant.predict.zoo.seam import (
     Array,
@@ -33,6 +32,7 @@ from cotenant.predict.zoo.seam import (
     stored,
 )
 from cotenant.predict.zoo.tuning import best
+from cotenant.profile.features import FeatureTable, WorkloadFeatures
 
 RIDGES = (1.0, 0.1, 10.0, 100.0)
 

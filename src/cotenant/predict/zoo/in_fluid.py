@@ -15,11 +15,11 @@ from itertools import pairwise
 
 from cotenant.domain import Candidate, InFlight, LoadEstimate, Observation, Overlap, Snapshot
 from cotenant.ports import Forecast
-from cotenant.predict.features import WorkloadFeatures
 from cotenant.predict.replay import Course, Running, replay
 from cotenant.predict.zoo.margins import finish
 from cotenant.predict.zoo.workloads import clipped
 from cotenant.predict.zoo.wrapped import LEAST_LEFT, Wrapped
+from cotenant.profile.features import WorkloadFeatures
 
 Part = tuple[WorkloadFeatures, int | None]
 """A workload in one of its pieces; None: some time in its course."""

@@ -22,7 +22,6 @@ from collections.abc import Sequence
 import msgspec
 import numpy as np
 
-from cotenant.predict.features import FeatureTable, WorkloadFeatures
 from cotenant.predict.zoo.encoding import contended, in_order
 from cotenant.predict.zoo.seam import (
     Array,
@@ -37,6 +36,7 @@ from cotenant.predict.zoo.seam import (
     stored,
 )
 from cotenant.predict.zoo.tuning import best
+from cotenant.profile.features import FeatureTable, WorkloadFeatures
 
 RIDGE = 1e-3
 SMOOTHINGS = (1.0, 0.8, 0.6, 0.4, 0.2, 0.1)

@@ -17,7 +17,6 @@ from collections.abc import Sequence
 import msgspec
 import numpy as np
 
-from cotenant.predict.features import FeatureTable
 from cotenant.predict.zoo.linear import Linear, least_squares
 from cotenant.predict.zoo.recursive import Recursive
 from cotenant.predict.zoo.seam import (
@@ -33,6 +32,7 @@ from cotenant.predict.zoo.seam import (
     stored,
 )
 from cotenant.predict.zoo.tuning import best
+from cotenant.profile.features import FeatureTable
 
 Setting = tuple[float, bool]
 """(rate or forgetting, whether relative errors count)."""

@@ -17,11 +17,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from cotenant.predict.features import FeatureTable, WorkloadFeatures
 from cotenant.predict.zoo.encoding import Encoder, identity, in_order
 from cotenant.predict.zoo.recursive import Recursive
 from cotenant.predict.zoo.seam import Array, Other, Row, bounded, presence, slowdowns_of
 from cotenant.predict.zoo.tuning import best
+from cotenant.profile.features import FeatureTable, WorkloadFeatures
 
 GUESS = math.log(1.2)
 NOISE = 0.05**2

@@ -13,8 +13,8 @@ from collections.abc import Sequence
 import msgspec
 import numpy as np
 
-from cotenant.predict.features import WorkloadFeatures
 from cotenant.predict.zoo.seam import Other, Row, bounded, decoded, presence, slowdowns_of
+from cotenant.profile.features import WorkloadFeatures
 
 UNFITTED = 1.1
 """The factor before anything was seen."""

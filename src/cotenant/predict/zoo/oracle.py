@@ -13,10 +13,10 @@ from collections.abc import Callable, Sequence
 
 from cotenant.domain import NS_PER_S, Candidate, InFlight, LoadEstimate, Variant
 from cotenant.ports import LaneInfo
-from cotenant.predict.features import FeatureTable, WorkloadFeatures
 from cotenant.predict.replay import Course, Running, replay
 from cotenant.predict.zoo.in_fluid import InFluid, Part
 from cotenant.predict.zoo.none import NoInterference
+from cotenant.profile.features import FeatureTable, WorkloadFeatures
 
 STEPS_PER_SPAN = 4.0
 """The chance of joiners is looked at anew so many times in the mean span of a run."""

@@ -14,7 +14,7 @@ from typing import Any, Protocol, TypeVar
 import msgspec
 import numpy as np
 
-from cotenant.predict.features import WorkloadFeatures
+from cotenant.profile.features import WorkloadFeatures
 
 Array = np.ndarray[Any, Any]
 Other = tuple[WorkloadFeatures, float]

@@ -11,10 +11,10 @@ from dataclasses import replace
 
 from cotenant.domain import Observation, Overlap, Variant
 from cotenant.ports import LaneInfo
-from cotenant.predict.features import FeatureTable, WorkloadFeatures
 from cotenant.predict.fluid import preempted
 from cotenant.predict.zoo.encoding import SHARED_UNITS
 from cotenant.predict.zoo.seam import Row
+from cotenant.profile.features import FeatureTable, WorkloadFeatures
 
 Key = tuple[Variant, float, float]
 """(variant, share, part of the victim's units; 0 for a victim)."""

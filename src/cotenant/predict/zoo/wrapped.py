@@ -9,11 +9,11 @@ import msgspec
 
 from cotenant.domain import Observation, Snapshot
 from cotenant.ports import LaneInfo
-from cotenant.predict.features import FeatureTable, WorkloadFeatures
 from cotenant.predict.fluid import possible
 from cotenant.predict.zoo.margins import Margins, MarginsState, remaining
 from cotenant.predict.zoo.seam import Row, SlowdownModel, decoded
 from cotenant.predict.zoo.workloads import Key, Workloads
+from cotenant.profile.features import FeatureTable, WorkloadFeatures
 
 FIRST_FIT = 200
 """Rows after which a model is fitted that never was."""
