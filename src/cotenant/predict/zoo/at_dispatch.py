@@ -71,7 +71,7 @@ class AtDispatch(Wrapped):
         """See `StudyPredictor.given_overlap`: by the shares of the span that others were present."""
         row = self.workloads.row(observation)
         if row is None:
-            return float(observation.ended_at - observation.started_at)
+            return self.workloads.victim(observation.variant, observation.share).solo_ns
         work = self.workloads.work_ns(row.victim, observation)
         return work * self._model.slowdown(row.victim, row.others)
 

@@ -160,7 +160,7 @@ class BoostingOnline:
         """See `StudyPredictor.given_overlap`: a model of its own, of the shares that others were present."""
         row = self.workloads.row(observation)
         if row is None:
-            return float(observation.ended_at - observation.started_at)
+            return self.workloads.victim(observation.variant, observation.share).solo_ns
         work = self.workloads.work_ns(row.victim, observation)
         if presence(row.others) <= 0:
             return work
