@@ -34,7 +34,9 @@ def show_study(console: Console, rows: Sequence[dict[str, Any]]) -> None:
             "given overlap",
             "within 0.9/0.95/0.99",
         ):
-            table.add_column(name, justify="left" if name == "predictor" else "right")
+            table.add_column(
+                name, justify="left" if name == "predictor" else "right", no_wrap=name == "predictor"
+            )
         table.add_column("us", justify="right")
         for row in sorted((r for r in rows if r["split"] == split), key=lambda r: r["mape"]):
             given, coverage = row["given_overlap"], row["coverage"]

@@ -23,10 +23,10 @@ REMEMBERED = 256
 
 @dataclass(slots=True)
 class _Flight:
-    """Indices of a dispatch in flight: its workload, and the rows of the pairs it was in so far."""
+    """Indices of a dispatch in flight: its workload, and the rows of the pairs it was in, by the other."""
 
     known: Known
-    rows: list[int] = field(default_factory=list)
+    rows: dict[int, int] = field(default_factory=dict)
 
 
 class Courses:
@@ -62,7 +62,8 @@ class Courses:
             knowns.append(kept.known)
             begin, segment = self._begin(flight, kept.known, at)
             if flight.started_at is not None:
-                for row, overlap in zip(kept.rows, flight.overlaps, strict=True):
+                for overlap in flight.overlaps:
+                    row = kept.rows[overlap.dispatch_id]
                     ended_at = at if overlap.ended_at is None else overlap.ended_at
                     if ended_at > begin:
                         beside.append((i, row, float(overlap.began_at - begin), float(ended_at - begin)))
@@ -70,7 +71,8 @@ class Courses:
             start.append(float(begin - at))
             after.append(last_on.get(flight.lane, -1))
             first.append(segment)
-            last_on[flight.lane] = i
+            if flight.lane >= 0:
+                last_on[flight.lane] = i
         n_in_flight = len(knowns)
         for candidate in candidates:
             known = estimator.workload(candidate.variant, candidate.share)
@@ -138,7 +140,7 @@ class Courses:
                     for j in range(n)
                 ]
             )
-        return np.array(rows, np.int64)
+        return np.array(rows, np.int64).reshape(n, n)
 
     @staticmethod
     def _begin(flight: InFlight, known: Known, at: int) -> tuple[int, int]:
@@ -157,10 +159,13 @@ class Courses:
                 self._flights.clear()
             known = estimator.workload(flight.variant, flight.share)
             kept = self._flights[flight.dispatch_id] = _Flight(known)
-        if len(kept.rows) > len(flight.overlaps):
-            kept.rows.clear()
-        for overlap in flight.overlaps[len(kept.rows) :]:
-            kept.rows.append(self._row(kept.known, flight.lane, overlap))
+        if len(kept.rows) < len(flight.overlaps) or any(
+            o.dispatch_id not in kept.rows for o in flight.overlaps
+        ):
+            kept.rows = {
+                overlap.dispatch_id: self._row(kept.known, flight.lane, overlap)
+                for overlap in flight.overlaps
+            }
         return kept
 
     def _row(self, known: Known, lane: int, overlap: Overlap) -> int:
@@ -200,7 +205,7 @@ class Courses:
         leave_per_s = NS_PER_S / load.span_ns
         both = load.fill_per_s + leave_per_s
         joiners = np.array([load.fill_per_s / both, NS_PER_S / both, load.refill, 0.0])
-        return joiners, estimator.lane_relations[np.array(lanes)]
+        return joiners, estimator.lane_relations[np.array(lanes, np.int64)]
 
     def _take_mix(self, mix: tuple[tuple[Variant, float], ...]) -> None:
         estimator = self._estimator
