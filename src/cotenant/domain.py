@@ -110,7 +110,8 @@ class Request(Struct, frozen=True, kw_only=True, gc=False):
 
 class Overlap(Struct, frozen=True, gc=False):
     """A stretch during which another dispatch, of `variant` on `lane` and `share`, ran beside the one that
-    owns this record; `lane` is -1 where it is not known."""
+    owns this record, having started at `started_at`; `lane` is -1 where it is not known, as `started_at` is
+    None."""
 
     dispatch_id: int
     variant: Variant
@@ -118,6 +119,7 @@ class Overlap(Struct, frozen=True, gc=False):
     ended_at: int | None
     lane: int = -1
     share: float = 1.0
+    started_at: int | None = None
 
 
 class InFlight(Struct, frozen=True, kw_only=True):

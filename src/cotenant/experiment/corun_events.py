@@ -11,6 +11,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
+from msgspec import structs
+
 from cotenant.domain import (
     NS_PER_MS,
     NS_PER_S,
@@ -200,10 +202,13 @@ class Replay:
             if other is not flight and other.started_at is not None:
                 mine, theirs = flight, other
                 flight.overlaps.append(
-                    Overlap(theirs.number, theirs.row.variant, at, None, theirs.lane, theirs.row.share)
-                )
+                    Overlap(
+                        theirs.number, theirs.row.variant, at, None, theirs.lane, theirs.row.share,
+                        theirs.started_at,
+                    )
+                )  # fmt: skip
                 other.overlaps.append(
-                    Overlap(mine.number, mine.row.variant, at, None, mine.lane, mine.row.share)
+                    Overlap(mine.number, mine.row.variant, at, None, mine.lane, mine.row.share, at)
                 )
 
     def _end(self, flight: _Flight, flights: dict[int, _Flight], at: int, origin: int) -> Ended:
@@ -227,5 +232,4 @@ class Replay:
 def _closed(overlap: Overlap, at: int) -> Overlap:
     if overlap.ended_at is not None:
         return overlap
-    o = overlap
-    return Overlap(o.dispatch_id, o.variant, o.began_at, max(at, o.began_at), o.lane, o.share)
+    return structs.replace(overlap, ended_at=max(at, overlap.began_at))

@@ -23,10 +23,11 @@ REMEMBERED = 256
 
 @dataclass(slots=True)
 class _Flight:
-    """Indices of a dispatch in flight: its workload, and the rows of the pairs it was in, by the other."""
+    """Indices of a dispatch in flight: its workload, and for each other that ran beside it (by its number)
+    the row of the pair, the row the other way round, and the other's workload."""
 
     known: Known
-    rows: dict[int, int] = field(default_factory=dict)
+    beside: dict[int, tuple[int, int, int]] = field(default_factory=dict)
 
 
 class Courses:
@@ -42,7 +43,6 @@ class Courses:
         self._mix_weights = np.zeros(MOST_IN_MIX)
         self._mix_known: list[Known] = []
         self._mix_done: set[int] = set()
-        self._weights = np.zeros(len(estimator.table.resources))
 
     def finish(self, snapshot: Snapshot, candidates: Sequence[Candidate], handover_ns: float) -> Array:
         """Finish (ns from the snapshot): row 0 of what is in flight without any candidate, row 1 + c with
@@ -56,17 +56,20 @@ class Courses:
         after: list[int] = []
         first: list[int] = []
         last_on: dict[int, int] = {}
-        beside: list[tuple[int, int, float, float]] = []
+        whose: list[int] = []
+        who: list[tuple[int, int, int]] = []
+        times: list[tuple[float, float, float]] = []
         for i, flight in enumerate(snapshot.in_flight):
             kept = self._flight(flight)
             knowns.append(kept.known)
             begin, segment = self._begin(flight, kept.known, at)
             if flight.started_at is not None:
                 for overlap in flight.overlaps:
-                    row = kept.rows[overlap.dispatch_id]
                     ended_at = at if overlap.ended_at is None else overlap.ended_at
                     if ended_at > begin:
-                        beside.append((i, row, float(overlap.began_at - begin), float(ended_at - begin)))
+                        whose.append(i)
+                        who.append(kept.beside[overlap.dispatch_id])
+                        times.append(_times(overlap, ended_at, begin))
             lanes.append(flight.lane)
             start.append(float(begin - at))
             after.append(last_on.get(flight.lane, -1))
@@ -82,7 +85,7 @@ class Courses:
             start.append(handover_ns + (0.0 if waits >= 0 else max(0, candidate.start_at - at)))
             after.append(waits)
             first.append(min(candidate.first_segment, known.n_segments - 1))
-        return self._ask(n_in_flight, knowns, lanes, start, after, first, beside, snapshot)
+        return self._ask(n_in_flight, knowns, lanes, start, after, first, (whose, who, times), snapshot)
 
     def _ask(
         self,
@@ -92,36 +95,32 @@ class Courses:
         start: list[float],
         after: list[int],
         first: list[int],
-        beside: list[tuple[int, int, float, float]],
+        beside: tuple[list[int], list[tuple[int, int, int]], list[tuple[float, float, float]]],
         snapshot: Snapshot,
     ) -> Array:
         estimator, tables = self._estimator, self._estimator.tables
         n = len(knowns)
         joiners, lane_relations = self._joining(snapshot.load, knowns, lanes)
-        times = np.array([(begin, end) for _, _, begin, end in beside], np.float64).reshape(-1, 2)
-        who = np.array([(i, row) for i, row, _, _ in beside], np.int64).reshape(-1, 2)
+        whose, who, times = beside
         finish = np.zeros((1 + n - n_in_flight, n))
         forecast(
             n_in_flight,
             np.array([known.index for known in knowns], np.int64),
             np.array([lanes, after, first], np.int64),
             np.array(start),
-            who,
-            times,
+            np.array(whose, np.int64),
+            np.array(who, np.int64).reshape(-1, 3),
+            np.array(times, np.float64).reshape(-1, 3),
             self._pair_rows(knowns, lanes, n_in_flight),
             self._mix_rows,
             lane_relations,
             self._mix_weights,
             joiners,
-            tables.segments,
-            tables.demands,
-            tables.means,
-            tables.n_segments,
-            tables.own,
+            tables.all,
             estimator.crowd_slots,
+            estimator.weight_slots,
             *estimator.beliefs(),
             float(snapshot.at),
-            self._weights,
             finish,
         )
         return finish
@@ -159,27 +158,25 @@ class Courses:
                 self._flights.clear()
             known = estimator.workload(flight.variant, flight.share)
             kept = self._flights[flight.dispatch_id] = _Flight(known)
-        if len(kept.rows) < len(flight.overlaps) or any(
-            o.dispatch_id not in kept.rows for o in flight.overlaps
-        ):
-            kept.rows = {
-                overlap.dispatch_id: self._row(kept.known, flight.lane, overlap)
-                for overlap in flight.overlaps
-            }
+        for overlap in flight.overlaps:
+            if overlap.dispatch_id not in kept.beside:
+                kept.beside[overlap.dispatch_id] = self._rows(kept.known, flight.lane, overlap)
         return kept
 
-    def _row(self, known: Known, lane: int, overlap: Overlap) -> int:
-        other = self._estimator.workload(overlap.variant, overlap.share)
-        return self._estimator.row(known, other, self._estimator.relation(lane, overlap.lane))
+    def _rows(self, known: Known, lane: int, overlap: Overlap) -> tuple[int, int, int]:
+        estimator = self._estimator
+        other = estimator.workload(overlap.variant, overlap.share)
+        relation = estimator.relation(lane, overlap.lane)
+        return estimator.row(known, other, relation), estimator.row(other, known, relation), other.index
 
     def beside(
         self, known: Known, lane: int, overlaps: Sequence[Overlap], begin: int, at: int
-    ) -> tuple[Array, Array, Array]:
-        """Rows of pairs, and from when to when (ns from `begin`) each was there; open ends are at `at`."""
-        rows = np.array([self._row(known, lane, overlap) for overlap in overlaps], np.int64)
-        begins = np.array([overlap.began_at - begin for overlap in overlaps], np.float64)
-        ends = [(at if overlap.ended_at is None else overlap.ended_at) - begin for overlap in overlaps]
-        return rows, begins, np.array(ends, np.float64)
+    ) -> tuple[Array, Array]:
+        """Who was beside a run that began at `begin`, and when, as `estimator_kernels.work_done` takes it;
+        open ends are at `at`."""
+        who = [self._rows(known, lane, overlap) for overlap in overlaps]
+        times = [_times(o, at if o.ended_at is None else o.ended_at, begin) for o in overlaps]
+        return np.array(who, np.int64).reshape(-1, 3), np.array(times, np.float64).reshape(-1, 3)
 
     # --- joiners ----------------------------------------------------------------------------------------
 
@@ -228,3 +225,9 @@ class Courses:
                 row = estimator.row(known, self._mix_known[k], relation) if there else -1
                 self._mix_rows[known.index, column, k] = row
         self._mix_done.add(known.index)
+
+
+def _times(overlap: Overlap, ended_at: int, begin: int) -> tuple[float, float, float]:
+    """From when to when it was there, and when it had started (ns from `begin`)."""
+    started_at = overlap.began_at if overlap.started_at is None else overlap.started_at
+    return float(overlap.began_at - begin), float(ended_at - begin), float(started_at - begin)

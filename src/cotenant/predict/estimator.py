@@ -79,12 +79,15 @@ class EstimatorConfig:
     """Prior standard deviation of a model's pace (log); of a workload's, half of it."""
     pace_half_life_s: float = 10.0
     """Seconds after which half of a learned pace is forgotten when nothing is seen."""
-    pair_sigma: float = 0.4
+    pair_sigma: float = 0.25
     """Prior standard deviation of the terms of a pair (log excess)."""
     pair_half_life_s: float = 120.0
     """Seconds after which half of a learned pair term is forgotten when it is not seen."""
     crowd_sigma: float = 0.3
     """Prior standard deviation of the log factor for two and more others."""
+    modulation_sigma: float = 1.0
+    """Prior standard deviation of the weight by which a pair's excess grows with the product of the two
+    segments' demands for a resource, beyond that of their means."""
     shared_units: float = 1.2
     """Prior shift of the log excess of two runs on the same compute units, where lanes have units of their
     own."""
@@ -113,6 +116,11 @@ class Tables:
         self.means = np.zeros((16, n_resources))
         self.n_segments = np.zeros(16, np.int64)
         self.own = np.zeros((16, TERMS_OF_RUN), np.int64)
+
+    @property
+    def all(self) -> tuple[Array, Array, Array, Array, Array]:
+        """As compiled steps take them."""
+        return self.segments, self.demands, self.means, self.n_segments, self.own
 
     def put(self, known: Known, demand: Array) -> None:
         """Fill the row of a workload."""
@@ -144,6 +152,7 @@ class Estimator:
     rest: Array = field(init=False)
     slots: Array = field(init=False)
     crowd_slots: Array = field(init=False)
+    weight_slots: Array = field(init=False)
     _keys: dict[tuple[Hashable, ...], int] = field(default_factory=dict)
     _known: dict[tuple[Variant, float], Known] = field(default_factory=dict)
     _by_index: list[Known] = field(default_factory=list)
@@ -175,6 +184,13 @@ class Estimator:
         for k in range(2, MAX_CROWD + 1):
             slot = self._slot(("crowd", k), 0.0, self.config.crowd_sigma, math.inf)
             self.crowd_slots[k] = slot
+        self.weight_slots = np.array(
+            [
+                self._slot(("modulation", name), 0.0, self.config.modulation_sigma, math.inf)
+                for name in self.table.resources
+            ],
+            np.int64,
+        )
 
     # --- what is known of workloads and pairs -----------------------------------------------------------
 
@@ -300,29 +316,21 @@ class Estimator:
         """What compiled steps take of it."""
         return self.phi, self.slots, self.level, self.theta, self.pair_map.bias, self.pair_map.scale
 
-    def work_done(self, known: Known, rows: Array, begins: Array, ends: Array, span: float, at: int) -> float:
-        """Solo work (ns) that is expected to be done in `span` ns beside pairs `rows` from `begins` to
-        `ends`."""
-        excess = self.excesses(rows.reshape(1, -1), at)[0] if len(rows) else np.zeros(0)
-        return float(
-            compiled.progress(
-                span, self.pace(known, at), begins, ends, excess, self.crowd(at), np.zeros(len(rows)),
-                np.zeros(MAX_CROWD + 1),
-            )
+    def work_done(
+        self, known: Known, who: Array, times: Array, span: float, at: int, first: int = 0
+    ) -> tuple[float, float]:
+        """Solo work (ns) that is expected to be done in `span` ns beside others (`who` and `times` as in
+        `estimator_kernels.work_done`); and the variance of the log span that comes of not knowing what
+        features say of them. The estimate with the least mean relative error lies below the median by as
+        much, the spread being log-normal."""
+        gradient = np.empty(len(self.theta))
+        done, unseen = compiled.work_done(
+            float(at), span, known.index, first, who, times, self.tables.all, self.crowd_slots,
+            self.weight_slots, self.phi, self.rest, self.slots, self.level, self.theta, self.pair_map.bias, self.pair_map.scale,
+            gradient,
         )  # fmt: skip
-
-    def doubt(self, known: Known, rows: Array, begins: Array, ends: Array, span: float, at: int) -> float:
-        """Variance of the log span that comes of not knowing what features say of these pairs. The estimate
-        with the least mean relative error lies below the median by as much (the spread being
-        log-normal)."""
-        shares = np.zeros(len(rows))
-        excess = self.excesses(rows.reshape(1, -1), at)[0] if len(rows) else np.zeros(0)
-        compiled.progress(
-            span, self.pace(known, at), begins, ends, excess, self.crowd(at), shares, np.zeros(MAX_CROWD + 1)
-        )
-        shares = shares * self.pair_map.scale
-        seen = (shares @ self.phi[rows]) @ self.root if len(rows) else np.zeros(1)
-        return float(seen @ seen + (shares**2 * self.rest[rows]).sum()) if len(rows) else 0.0
+        seen = gradient @ self.root
+        return float(done), float(seen @ seen + unseen)
 
     def begin_with(self, theta: Array, covariance: Array) -> None:
         """Start from what a fit has said."""
@@ -334,16 +342,16 @@ class Estimator:
     # --- learning -----------------------------------------------------------------------------------------
 
     def learn(
-        self, known: Known, rows: Array, begins: Array, ends: Array, span: float, work: float, at: int
+        self, known: Known, who: Array, times: Array, span: float, work: float, at: int, first: int = 0
     ) -> tuple[float, float]:
-        """Take in a run of `work` solo ns that took `span` ns beside pairs `rows`, each from its begin to
-        its end (ns from the run's start). Returns (log(measured / predicted given the overlap), its
-        standard deviation as believed before)."""
+        """Take in a run of `work` solo ns, from segment `first` on, that took `span` ns beside others
+        (`who`, `times` as in `estimator_kernels.work_done`). Returns (log(measured / predicted given the
+        overlap), its standard deviation as believed before)."""
         config, out = self.config, self._out
         compiled.learn(
-            float(at), work, span, known.own, self.crowd_slots, rows, begins, ends, self.phi, self.rest,
-            self.slots, self.level, self.theta, self.root, self.pair_map.bias, self.pair_map.scale,
-            config.memory, self.noise, config.clip_sigmas, out,
+            float(at), work, span, known.index, first, who, times, self.tables.all, self.crowd_slots,
+            self.weight_slots, self.phi, self.rest, self.slots, self.level, self.theta, self.root,
+            self.pair_map.bias, self.pair_map.scale, config.memory, self.noise, config.clip_sigmas, out,
         )  # fmt: skip
         residual, spread = float(out[RESIDUAL]), float(out[SPREAD])
         limit = config.clip_sigmas * spread

@@ -24,6 +24,8 @@ LARGEST_LOG = 4.0
 MAX_CROWD = 8
 """Others beyond this many count as so many in `crowd`."""
 LEAST_SLOWDOWN = 0.7
+LEAST_STEP = 1.0
+"""Shortest step of a walk (ns)."""
 MOST_SIGMAS = 8.0
 """Bound of each weight, whose prior is a standard normal: beyond it data and form do not fit together, and
 what cannot be fitted must not wind up."""
@@ -32,6 +34,9 @@ RESIDUAL, INNOVATION, SPREAD, PROGRESS = range(4)
 deviation, and the solo work (ns) that was predicted to be done in the time."""
 
 Array = np.ndarray[Any, Any]
+Tables = tuple[Array, Array, Array, Array, Array]
+"""Of all workloads: segments (solo spans, ns), demands, their means, numbers of segments, terms of the
+pace."""
 
 
 @njit(cache=True, fastmath=True)
@@ -92,87 +97,211 @@ def excesses(
 
 
 @njit(cache=True, fastmath=True)
-def progress(
-    span: float, pace_of_run: float, begins: Array, ends: Array, excess: Array, crowd: Array, shares: Array,
-    crowd_shares: Array,
+def walk(
+    span: float, work: int, first: int, pace_of_run: float, others: Array, begins: Array, ends: Array,
+    starts: Array, slower: Array, excess: Array, crowd: Array, weights: Array, segments: Array,
+    demands: Array, means: Array, n_segments: Array, shares: Array, crowd_shares: Array, weight_shares: Array, place: Array,
 ) -> float:  # fmt: skip
-    """Solo work (ns) done in `span` (ns) beside others, the k-th of them from `begins[k]` to `ends[k]`.
+    """Solo work (ns) that a run of workload `work`, in segment `first` at time 0, gets done in `span` (ns)
+    beside others: the k-th, of workload `others[k]`, was there from `begins[k]` to `ends[k]`, had started
+    at `starts[k]` and goes through its own segments `slower[k]` times slower than alone.
 
-    `shares[k]` becomes d log slowdown / d log(excess_k + 1 - FLOOR), averaged over the work done, and
-    `crowd_shares[n]` the same for the factor of n others."""
-    n = begins.shape[0]
-    bounds = np.empty(2 * n + 2)
-    bounds[0], bounds[1] = 0.0, span
+    While both are in segments of unusual demand a pair's excess is modulated, as in `kernel.integrate`.
+    `shares[k]` becomes d log slowdown / d log(excess_k + 1 - FLOOR), averaged over the work done,
+    `crowd_shares[n]` the same for the factor of n others and `weight_shares[r]` for the weight of a
+    resource; `place` the segment reached and the share of it that is left."""
+    n, n_resources = others.shape[0], weights.shape[0]
+    shares[:], crowd_shares[:], weight_shares[:] = 0.0, 0.0, 0.0
+    flat = n_resources == 0 or n == 0
+    at, left = first, segments[work, first]
+    theirs, theirs_left, term = np.zeros(n, np.int64), np.zeros(n), np.ones(n)
+    active = np.zeros(n, np.bool_)
     for k in range(n):
-        shares[k] = 0.0
-        bounds[2 + 2 * k] = min(span, max(0.0, begins[k]))
-        bounds[3 + 2 * k] = min(span, max(0.0, ends[k]))
-    crowd_shares[:] = 0.0
-    bounds.sort()
-    done = 0.0
-    for b in range(bounds.shape[0] - 1):
-        step = bounds[b + 1] - bounds[b]
-        if step <= 0.0:
-            continue
-        middle = 0.5 * (bounds[b] + bounds[b + 1])
-        total, n_beside = 0.0, 0
+        if not flat:
+            elapsed = max(0.0, begins[k]) - starts[k]
+            _place_other(k, elapsed, others[k], slower[k], segments, n_segments, theirs, theirs_left)
+    now, done = 0.0, 0.0
+    while now < span:
+        step, n_beside, total = span - now, 0, 0.0
         for k in range(n):
-            if begins[k] <= middle < ends[k]:
-                total += excess[k]
-                n_beside += 1
+            active[k] = begins[k] <= now < ends[k]
+            if now < begins[k]:
+                step = min(step, begins[k] - now)
+            if not active[k]:
+                continue
+            step = min(step, ends[k] - now)
+            n_beside += 1
+            if not flat:
+                m = 1.0
+                for r in range(n_resources):
+                    j = others[k]
+                    m += weights[r] * (
+                        demands[work, at, r] * demands[j, theirs[k], r] - means[work, r] * means[j, r]
+                    )
+                term[k] = max(0.0, m)
+                if theirs[k] < n_segments[others[k]] - 1:
+                    step = min(step, theirs_left[k])
+            total += excess[k] * term[k]
         n_beside = min(n_beside, crowd.shape[0] - 1)
         slowdown = max(LEAST_SLOWDOWN, 1.0 + crowd[n_beside] * total)
-        work = step / (pace_of_run * slowdown)
-        done += work
-        crowd_shares[n_beside] += work * crowd[n_beside] * total / slowdown
+        rate = 1.0 / (pace_of_run * slowdown)
+        last = at >= n_segments[work] - 1
+        if not last:
+            step = min(step, left / rate)
+        step = max(step, LEAST_STEP)
+        part = step * rate
+        done += part
+        now += step
+        crowd_shares[n_beside] += part * crowd[n_beside] * total / slowdown
         for k in range(n):
-            if begins[k] <= middle < ends[k]:
-                shares[k] += work * crowd[n_beside] * (excess[k] + 1.0 - FLOOR) / slowdown
+            if not active[k]:
+                continue
+            factor = part * crowd[n_beside] / slowdown
+            shares[k] += factor * (excess[k] + 1.0 - FLOOR) * term[k]
+            if flat:
+                continue
+            if term[k] > 0.0:
+                j = others[k]
+                for r in range(n_resources):
+                    weight_shares[r] += (
+                        factor
+                        * excess[k]
+                        * (demands[work, at, r] * demands[j, theirs[k], r] - means[work, r] * means[j, r])
+                    )
+            theirs_left[k] -= step
+            if theirs_left[k] <= LEAST_STEP and theirs[k] < n_segments[others[k]] - 1:
+                theirs[k] += 1
+                theirs_left[k] = segments[others[k], theirs[k]] * slower[k]
+        left -= part
+        if left <= LEAST_STEP and not last:
+            at += 1
+            left = segments[work, at]
     if done > 0.0:
         shares /= done
         crowd_shares /= done
+        weight_shares /= done
+    place[0], place[1] = at, left
     return done
+
+
+@njit(cache=True, fastmath=True, inline="always")
+def _place_other(
+    k: int, elapsed: float, other: int, slower: float, segments: Array, n_segments: Array, theirs: Array,
+    theirs_left: Array,
+) -> None:  # fmt: skip
+    """In which segment the k-th other is `elapsed` ns after its start, and for how long (ns) yet."""
+    behind = max(0.0, elapsed)
+    m = 0
+    while m < n_segments[other] - 1 and behind >= segments[other, m] * slower:
+        behind -= segments[other, m] * slower
+        m += 1
+    theirs[k] = m
+    theirs_left[k] = max(LEAST_STEP, segments[other, m] * slower - behind)
+
+
+@njit(cache=True, fastmath=True)
+def beside(
+    rows: Array, back_rows: Array, phi: Array, slots: Array, level: Array, theta: Array, bias: float,
+    scale: float, at: float, excess: Array, slower: Array,
+) -> None:  # fmt: skip
+    """For each pair the run's excess, and how much slower than alone the other is taken to go."""
+    for k in range(rows.shape[0]):
+        beyond = log_beyond(rows[k], phi, slots, level, theta, bias, scale, at)
+        excess[k] = FLOOR - 1.0 + math.exp(beyond)
+        beyond = log_beyond(back_rows[k], phi, slots, level, theta, bias, scale, at)
+        slower[k] = max(1.0, FLOOR + math.exp(beyond))
+
+
+@njit(cache=True, fastmath=True)
+def modulation(level: Array, weight_slots: Array, at: float) -> Array:
+    """The weights by which unusual demands modulate an excess, by resource."""
+    weights = np.empty(weight_slots.shape[0])
+    for r in range(weight_slots.shape[0]):
+        weights[r] = believed(level, weight_slots[r], at)
+    return weights
+
+
+@njit(cache=True, fastmath=True)
+def work_done(
+    at: float, span: float, index: int, first: int, who: Array, times: Array, tables: Tables,
+    crowd_slots: Array, weight_slots: Array, phi: Array, rest: Array, slots: Array, level: Array, theta: Array, bias: float,
+    scale: float, gradient: Array,
+) -> tuple[float, float]:  # fmt: skip
+    """Solo work (ns) expected to be done in `span` ns by workload `index`, from segment `first` on, beside
+    others.
+
+    `who`: n x 3, row of each pair, row of the pair the other way round, and the other's workload; `times`:
+    n x 3, from when to when it was there and when it had started (ns from the run's start). `gradient` (D)
+    becomes d log span / d theta. Also returns the variance that features leave out."""
+    segments, demands, means, n_segments, own = tables
+    n = who.shape[0]
+    excess, slower, shares = np.empty(n), np.empty(n), np.empty(n)
+    beside(who[:, 0], who[:, 1], phi, slots, level, theta, bias, scale, at, excess, slower)
+    weights = modulation(level, weight_slots, at)
+    crowd = crowd_factors(level, crowd_slots, at)
+    done = walk(
+        span, index, first, pace(level, own[index], at), who[:, 2], times[:, 0], times[:, 1], times[:, 2],
+        slower, excess, crowd, weights, segments, demands, means, n_segments, shares, np.empty(crowd.shape[0]),
+        np.empty(weights.shape[0]), np.empty(2),
+    )  # fmt: skip
+    return done, _weigh(who, shares, scale, phi, rest, gradient)
+
+
+@njit(cache=True, fastmath=True, inline="always")
+def _weigh(who: Array, shares: Array, scale: float, phi: Array, rest: Array, gradient: Array) -> float:
+    """Adds up the features of pairs by their shares; returns the variance that they leave out."""
+    unseen = 0.0
+    gradient[:] = 0.0
+    for k in range(who.shape[0]):
+        row = who[k, 0]
+        for d in range(gradient.shape[0]):
+            gradient[d] += scale * shares[k] * phi[row, d]
+        unseen += (scale * shares[k]) ** 2 * rest[row]
+    return unseen
 
 
 @njit(cache=True, fastmath=True)
 def learn(
-    at: float, work: float, span: float, own: Array, crowd_slots: Array, rows: Array, begins: Array,
-    ends: Array, phi: Array, rest: Array, slots: Array, level: Array, theta: Array, root: Array, bias: float,
-    scale: float, memory: float, noise: float, clip: float, out: Array,
+    at: float, work: float, span: float, index: int, first: int, who: Array, times: Array, tables: Tables,
+    crowd_slots: Array, weight_slots: Array, phi: Array, rest: Array, slots: Array, level: Array,
+    theta: Array, root: Array, bias: float, scale: float, memory: float, noise: float, clip: float, out: Array,
 ) -> None:  # fmt: skip
-    """One step: a run of `work` solo ns took `span` ns beside the pairs `rows`, each from its begin to its
-    end.
+    """One step: a run of `work` solo ns took `span` ns beside others; `who` and `times` as in `work_done`.
 
     Extended Kalman step for theta in square-root form (Potter 1963: P = root root^T), with directional
     forgetting (Kulhavy & Karny 1984: only in the direction seen) at the rate `memory`; scalar terms beside
     it each with a variance of its own (decoupled: Puskorius & Feldkamp 1991). `noise`: variance of log
     spans; innovations are clipped at `clip` standard deviations. `out`: see the columns above."""
-    n, n_features = rows.shape[0], theta.shape[0]
-    excess, shares = np.empty(n), np.empty(n)
+    segments, demands, means, n_segments, all_own = tables
+    own = all_own[index]
+    n, n_features = who.shape[0], theta.shape[0]
+    excess, slower, shares = np.empty(n), np.empty(n), np.empty(n)
+    beside(who[:, 0], who[:, 1], phi, slots, level, theta, bias, scale, at, excess, slower)
+    weights = modulation(level, weight_slots, at)
     crowd = crowd_factors(level, crowd_slots, at)
-    for k in range(n):
-        beyond = log_beyond(rows[k], phi, slots, level, theta, bias, scale, at)
-        excess[k] = FLOOR - 1.0 + math.exp(beyond)
-    crowd_shares = np.empty(crowd.shape[0])
-    done = progress(span, pace(level, own, at), begins, ends, excess, crowd, shares, crowd_shares)
+    crowd_shares, weight_shares = np.empty(crowd.shape[0]), np.empty(weights.shape[0])
+    done = walk(
+        span, index, first, pace(level, own, at), who[:, 2], times[:, 0], times[:, 1], times[:, 2], slower,
+        excess, crowd, weights, segments, demands, means, n_segments, shares, crowd_shares, weight_shares,
+        np.empty(2),
+    )  # fmt: skip
     residual = math.log(done / work)
-    h = np.zeros(n_features)
-    unseen = 0.0
-    for k in range(n):
-        for d in range(n_features):
-            h[d] += scale * shares[k] * phi[rows[k], d]
-        unseen += (scale * shares[k]) ** 2 * rest[rows[k]]
-    n_terms = own.shape[0] + crowd.shape[0] + n * slots.shape[1]
-    terms, weights = np.empty(n_terms, np.int64), np.zeros(n_terms)
+    h = np.empty(n_features)
+    unseen = _weigh(who, shares, scale, phi, rest, h)
+    most = own.shape[0] + crowd.shape[0] + weights.shape[0] + n * slots.shape[1]
+    terms, parts = np.empty(most, np.int64), np.zeros(most)
     m = 0
     for k in range(own.shape[0]):
-        m = _add(terms, weights, m, own[k], 1.0)
+        m = _add(terms, parts, m, own[k], 1.0)
     for k in range(crowd.shape[0]):
         if crowd_slots[k] >= 0 and crowd_shares[k] != 0.0:
-            m = _add(terms, weights, m, crowd_slots[k], crowd_shares[k])
+            m = _add(terms, parts, m, crowd_slots[k], crowd_shares[k])
+    for r in range(weights.shape[0]):
+        if weight_shares[r] != 0.0:
+            m = _add(terms, parts, m, weight_slots[r], weight_shares[r])
     for k in range(n):
         for s in range(slots.shape[1]):
-            m = _add(terms, weights, m, slots[rows[k], s], shares[k])
+            m = _add(terms, parts, m, slots[who[k, 0], s], shares[k])
     q = np.zeros(n_features)
     for i in range(n_features):
         for j in range(n_features):
@@ -182,7 +311,7 @@ def learn(
         seen += q[j] * q[j]
     spread = seen / memory + unseen + noise
     for k in range(m):
-        spread += weights[k] ** 2 * _variance(level, terms[k], at)
+        spread += parts[k] ** 2 * _variance(level, terms[k], at)
     limit = clip * math.sqrt(spread)
     innovation = min(limit, max(-limit, residual))
     if seen > 1e-12:
@@ -199,22 +328,22 @@ def learn(
     for k in range(m):
         slot = terms[k]
         variance = _variance(level, slot, at)
-        gain = weights[k] * variance / spread
+        gain = parts[k] * variance / spread
         level[slot, MEAN] = believed(level, slot, at) + gain * innovation
-        level[slot, VARIANCE] = max(1e-8, variance * (1.0 - weights[k] * gain))
+        level[slot, VARIANCE] = max(1e-8, variance * (1.0 - parts[k] * gain))
         level[slot, LEARNED_AT] = max(at, level[slot, LEARNED_AT])
     out[RESIDUAL], out[INNOVATION], out[SPREAD], out[PROGRESS] = residual, innovation, math.sqrt(spread), done
 
 
 @njit(cache=True, fastmath=True, inline="always")
-def _add(terms: Array, weights: Array, m: int, slot: int, weight: float) -> int:
-    """Take a term in, or add to its weight."""
+def _add(terms: Array, parts: Array, m: int, slot: int, part: float) -> int:
+    """Take a term in, or add to its part."""
     for k in range(m):
         if terms[k] == slot:
-            weights[k] += weight
+            parts[k] += part
             return m
     terms[m] = slot
-    weights[m] = weight
+    parts[m] = part
     return m + 1
 
 

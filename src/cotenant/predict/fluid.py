@@ -29,7 +29,7 @@ from cotenant.domain import (
 )
 from cotenant.ports import Forecast, LaneInfo, ProfileTable
 from cotenant.predict import fluid_state
-from cotenant.predict.calibrate import Calibrator, Offsets
+from cotenant.predict.calibrate import CalibrateConfig, Calibrator, Offsets
 from cotenant.predict.courses import Courses
 from cotenant.predict.drift import DriftDetector
 from cotenant.predict.estimator import Estimator, EstimatorConfig, Known, PairMap
@@ -42,6 +42,11 @@ from cotenant.profile.features import FeatureTable
 LEAST_SIGMA, LARGEST_SIGMA, UNPROFILED_SIGMA = 0.03, 0.5, 0.2
 """Spread (log) that a profile is believed to have: bounds, and where there is none."""
 DEFAULT_LEVEL = 0.99
+MEMORY = 40.0
+"""Completions over which the calibrator averages what is left of the median's error: the pace of each model
+is followed by the estimator already."""
+N_ISSUED = 1 + SLO_COLUMN + 1
+"""Numbers that go with an issued prediction: the median span (ns) before quantiles, and the log offsets."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,7 +80,7 @@ class FluidPredictor:
         self.config = config or FluidConfig()
         self.features = features
         self.estimator = Estimator(features, pair_map, lanes, self.config.estimator)
-        self.calibrator = Calibrator()
+        self.calibrator = Calibrator(CalibrateConfig(memory_location=MEMORY))
         self.drift = DriftDetector()
         self.handover = Handover()
         self.n_refused = 0
@@ -125,7 +130,10 @@ class FluidPredictor:
             in_flight_finish_at=[row[:n_in_flight] for row in rows[1:]],
             baseline_finish_at=rows[0][:n_in_flight],
             version=self.version,
-            features=[(float(finish[1 + c, n_in_flight + c]),) for c in range(len(candidates))],
+            features=[
+                (float(finish[1 + c, n_in_flight + c]), *offsets[n_in_flight + c])
+                for c in range(len(candidates))
+            ],
         )
 
     name = "fluid"
@@ -153,9 +161,8 @@ class FluidPredictor:
         without an end lasts throughout)."""
         known = self.estimator.workload(observation.variant, observation.share)
         o, span = observation, float(observation.ended_at - observation.started_at)
-        rows, begins, ends = self._courses.beside(known, o.lane, o.overlaps, o.started_at, o.ended_at)
-        done = self.estimator.work_done(known, rows, begins, ends, span, o.decided_at)
-        doubt = self.estimator.doubt(known, rows, begins, ends, span, o.decided_at)
+        who, times = self._courses.beside(known, o.lane, o.overlaps, o.started_at, o.ended_at)
+        done, doubt = self.estimator.work_done(known, who, times, span, o.decided_at, first_of(known, o))
         return span * work_of(known, o) / max(1e-3, done) * math.exp(-doubt)
 
     def _offsets(self, model: str, n_beside: int, at: int) -> Offsets:
@@ -191,11 +198,11 @@ class FluidPredictor:
         work = work_of(known, observation)
         if work <= 0:
             return None
-        rows, begins, ends = self._courses.beside(
+        who, times = self._courses.beside(
             known, observation.lane, observation.overlaps, observation.started_at, at
         )
         span = float(at - observation.started_at)
-        residual, _ = self.estimator.learn(known, rows, begins, ends, span, work, at)
+        residual, _ = self.estimator.learn(known, who, times, span, work, at, first_of(known, observation))
         if not observation.staged:
             self.handover.learn(observation.started_at - observation.decided_at, at)
         if not preempted(observation) and observation.predictions:
@@ -206,10 +213,9 @@ class FluidPredictor:
         return self.version
 
     def _calibrate(self, observation: Observation, issued: Prediction) -> None:
-        if not issued.features or issued.features[0] <= 0:
+        if len(issued.features) != N_ISSUED or issued.features[0] <= 0:
             return
-        base = issued.features[0]
-        offsets = [math.log(max(1.0, finish_at - issued.issued_at) / base) for finish_at in issued.finish_at]
+        base, *offsets = issued.features
         actual = max(1.0, float(observation.ended_at - issued.issued_at))
         model = observation.variant.model
         if model not in self._levels:
@@ -251,6 +257,13 @@ def work_of(known: Known, observation: Observation) -> float:
         return 0.0
     last = first + n if preempted(observation) else n_segments
     return float(known.segment_ns[first:last].sum())
+
+
+def first_of(known: Known, observation: Observation) -> int:
+    """The measured segment in which a run began."""
+    if known.n_segments != observation.end_segment:
+        return 0
+    return observation.first_segment
 
 
 def preempted(observation: Observation) -> bool:

@@ -23,11 +23,14 @@ from numba import njit
 from cotenant.predict.estimator_kernels import (
     FLOOR,
     MAX_CROWD,
+    Tables,
+    beside,
     crowd_factors,
     excesses,
     log_beyond,
+    modulation,
     pace,
-    progress,
+    walk,
 )
 
 MAX_SEGMENTS = 16
@@ -184,19 +187,20 @@ def integrate(
 
 @njit(cache=True, fastmath=True)
 def forecast(
-    n_in_flight: int, work: Array, places: Array, start: Array, who: Array, times: Array, pair_rows: Array,
-    mix_rows: Array, lane_relations: Array, mix: Array, joiners: Array, all_segments: Array,
-    all_demands: Array, all_means: Array, n_segments: Array, own: Array, crowd_slots: Array, phi: Array,
-    slots: Array, level: Array, theta: Array, bias: float, scale: float, at: float, weights: Array,
-    finish: Array,
+    n_in_flight: int, work: Array, places: Array, start: Array, whose: Array, who: Array, times: Array,
+    pair_rows: Array, mix_rows: Array, lane_relations: Array, mix: Array, joiners: Array, tables: Tables,
+    crowd_slots: Array, weight_slots: Array, phi: Array, slots: Array, level: Array, theta: Array,
+    bias: float, scale: float, at: float, finish: Array,
 ) -> None:  # fmt: skip
     """Everything from indices to finish times (ns from `at`), as `integrate_all` gives them.
 
-    `work`: workload of each run, a row of the tables `all_*`; `places`: lane, run that it waits for (-1:
-    none), segment it was in at `start` (ns from now: the begin, or the last boundary seen, of what runs).
-    `who`: (run, row of a pair) of others that ran beside what is in flight, and `times` from when to when,
-    ns from that run's start. `pair_rows`: n x n. `mix_rows`: of each workload beside the k-th of the mix,
-    by relation; `lane_relations`: which relation each run has to each lane."""
+    `work`: workload of each run; `places`: lane, run that it waits for (-1: none), segment it was in at
+    `start` (ns from now: the begin, or the last boundary seen, of what runs). `whose`: which run each row
+    of `who` and `times` belongs to, which are as in `work_done`. `pair_rows`: n x n. `mix_rows`: of each
+    workload beside the k-th of the mix, by relation; `lane_relations`: which relation each run has to each
+    lane."""
+    all_segments, all_demands, all_means, n_segments, own = tables
+    weights = modulation(level, weight_slots, at)
     n, n_resources = work.shape[0], all_means.shape[1]
     runs, segments = np.zeros((n, N_COLUMNS)), np.empty((n, MAX_SEGMENTS))
     demands, means = np.empty((n, MAX_SEGMENTS, n_resources)), np.empty((n, n_resources))
@@ -213,8 +217,9 @@ def forecast(
         runs[i, N_SEGMENTS], runs[i, LEFT], runs[i, START] = n_segments[w], 1.0, max(0.0, start[i])
         runs[i, PACE] = pace(level, own[w], at)
         if i < n_in_flight and start[i] < 0.0:
-            _advance(i, -start[i], who, times, runs, segments, n_segments[w], crowd, phi, slots, level, theta,
-                     bias, scale, at)  # fmt: skip
+            chosen = np.flatnonzero(whose == i)
+            _advance(i, w, -start[i], who[chosen], times[chosen], runs, crowd, weights, tables, phi, slots,
+                     level, theta, bias, scale, at)  # fmt: skip
         if n_lanes:
             for c in range(mix_rows.shape[1]):
                 by_relation[c] = 0.0
@@ -231,35 +236,27 @@ def forecast(
 
 @njit(cache=True, fastmath=True)
 def _advance(
-    i: int, span: float, who: Array, times: Array, runs: Array, segments: Array, n_segments: int,
-    crowd: Array, phi: Array, slots: Array, level: Array, theta: Array, bias: float, scale: float, at: float,
+    i: int, w: int, span: float, who: Array, times: Array, runs: Array, crowd: Array, weights: Array,
+    tables: Tables, phi: Array, slots: Array, level: Array, theta: Array, bias: float, scale: float, at: float,
 ) -> None:  # fmt: skip
-    """Where run i is `span` ns after its start: what it has done is taken off its solo work; a run that
-    should have ended has `LEAST_LEFT` of it left."""
-    n = 0
-    for k in range(who.shape[0]):
-        n += who[k, 0] == i
-    begins, ends, excess, shares = np.empty(n), np.empty(n), np.empty(n), np.empty(n)
-    m = 0
-    for k in range(who.shape[0]):
-        if who[k, 0] == i:
-            begins[m], ends[m] = times[k, 0], times[k, 1]
-            beyond = log_beyond(who[k, 1], phi, slots, level, theta, bias, scale, at)
-            excess[m] = FLOOR - 1.0 + math.exp(beyond)
-            m += 1
-    done = progress(span, runs[i, PACE], begins, ends, excess, crowd, shares, np.empty(crowd.shape[0]))
-    whole, rest = 0.0, 0.0
-    first = np.int64(runs[i, FIRST])
-    for k in range(n_segments):
-        whole += segments[i, k]
-        if k >= first:
-            rest += segments[i, k]
-    rest = max(rest - done, LEAST_LEFT * whole)
-    for k in range(n_segments - 1, -1, -1):
-        if rest <= segments[i, k] or k == first:
-            runs[i, FIRST], runs[i, LEFT] = k, min(1.0, rest / max(1.0, segments[i, k]))
-            return
-        rest -= segments[i, k]
+    """Where run i is `span` ns after its start: in which segment, and how much of it is left; a run that
+    should have ended has `LEAST_LEFT` of its solo span left."""
+    segments, demands, means, n_segments, _ = tables
+    n = who.shape[0]
+    excess, slower, place = np.empty(n), np.empty(n), np.empty(2)
+    beside(who[:, 0], who[:, 1], phi, slots, level, theta, bias, scale, at, excess, slower)
+    walk(
+        span, w, np.int64(runs[i, FIRST]), runs[i, PACE], who[:, 2], times[:, 0], times[:, 1], times[:, 2],
+        slower, excess, crowd, weights, segments, demands, means, n_segments, np.empty(n), np.empty(crowd.shape[0]),
+        np.empty(weights.shape[0]), place,
+    )  # fmt: skip
+    k, left = np.int64(place[0]), max(0.0, place[1])
+    if k == n_segments[w] - 1:
+        whole = 0.0
+        for m in range(n_segments[w]):
+            whole += segments[w, m]
+        left = max(left, min(LEAST_LEFT * whole, segments[w, k]))
+    runs[i, FIRST], runs[i, LEFT] = k, min(1.0, left / max(1.0, segments[w, k]))
 
 
 @njit(cache=True, fastmath=True)

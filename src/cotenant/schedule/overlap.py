@@ -15,8 +15,10 @@ def overlap_begins(flight: Flight, others: Iterable[Flight], at: int) -> None:
     for other in others:
         if other is not flight and other.started_at is not None:
             mine, theirs = flight.dispatch, other.dispatch
-            flight.overlaps.append(Overlap(theirs.id, theirs.variant, at, None, theirs.lane, theirs.share))
-            other.overlaps.append(Overlap(mine.id, mine.variant, at, None, mine.lane, mine.share))
+            flight.overlaps.append(
+                Overlap(theirs.id, theirs.variant, at, None, theirs.lane, theirs.share, other.started_at)
+            )
+            other.overlaps.append(Overlap(mine.id, mine.variant, at, None, mine.lane, mine.share, at))
 
 
 def overlap_ends(flight: Flight, others: Iterable[Flight], at: int) -> None:
