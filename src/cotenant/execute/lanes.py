@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import sys
 import threading
@@ -14,6 +15,7 @@ from typing import Generic, TypeVar
 from cotenant.ports import LaneInfo
 
 Work = TypeVar("Work")
+PR_SET_TIMERSLACK = 29
 LANE_NICENESS = 5
 """Nice value of lane threads (0 is that of everything else)."""
 
@@ -67,6 +69,14 @@ def yield_to_others() -> None:
     if sys.platform == "linux":
         with suppress(OSError):
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), LANE_NICENESS)
+
+
+def wake_promptly() -> None:
+    """Let the calling thread's timed waits end on time: by default Linux lets each last some 50 us longer, to
+    wake several threads at once. Elsewhere nothing happens."""
+    if sys.platform == "linux":
+        with suppress(OSError, AttributeError):
+            ctypes.CDLL(None).prctl(PR_SET_TIMERSLACK, 1, 0, 0, 0)
 
 
 @dataclass(eq=False)
