@@ -68,7 +68,8 @@ LIMIT_S = 8 * 60
 """All in all, loading twice included (s)."""
 HUNG_AFTER_S = 60
 """After the limit (s)."""
-SHORTEST_POLICIES_S = 15
+SHORTEST_POLICIES_S, SHORTEST_DRY_S = 15, 3.0
+"""For the policies: less says nothing on a GPU; a dry run goes through them all the same (s)."""
 SWITCH_INTERVAL_S = 0.0005
 """After which one Python thread makes room for another: the pump must not wait 5 ms, Python's own, for it."""
 CLOSE_ENOUGH = 0.05
@@ -449,7 +450,8 @@ def run(session: Session) -> int:
 
         def live(seconds: float) -> dict[str, Any]:
             if session.cuda and seconds < SHORTEST_POLICIES_S:
-                return {"skipped": f"{max(0.0, seconds):.0f} s were left"}
+                return {"skipped": f"{seconds:.0f} s were left"}
+            seconds = max(seconds, SHORTEST_DRY_S)
             return policies.run(recorded.subjects, recorded.solo_ns, seconds, cuda=session.cuda)
 
         session.phase("policies", "simple policies, live", live)

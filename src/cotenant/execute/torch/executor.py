@@ -62,6 +62,19 @@ def _confinable(lanes: Sequence[LaneInfo], ladder: Ladder | None) -> tuple[LaneI
     return tuple(structs.replace(lane, shares=ladder.shares) for lane in lanes) if ladder else tuple(lanes)
 
 
+def _reason(settings: ModelSettings, error: Exception) -> str:
+    """Why a model cannot be loaded. What is no ValueError comes from running it on examples."""
+    if isinstance(error, ValueError):
+        text = str(error)
+        return text if text.startswith("model ") else f"model {settings.name!r}: {text}"
+    sizes = [f"max_batch = {settings.max_batch}"]
+    sizes += [f"{axis} = {list(found)}" for axis, found in settings.buckets.items()]
+    return (
+        f"model {settings.name!r} fails on examples of the sizes it should serve ({', '.join(sizes)}): "
+        f"{describe(error)}"
+    )
+
+
 class TorchExecutor:
     """Implements the `Executor` port. `load` and `unload` may be called from any thread.
 
@@ -145,8 +158,7 @@ class TorchExecutor:
                     check_memory(model, len(self._current), len(self.lanes[0].shares))
                 self._capture(model)
             except Exception as error:
-                reason = str(error) if isinstance(error, ValueError) else describe(error)
-                raise ValueError(f"model {settings.name!r}: {reason}") from error
+                raise ValueError(_reason(settings, error)) from error
             self._known[settings.name] = (blueprint, settings)
             replaced = self.models.get(settings.name)
             self.models[settings.name] = model
