@@ -43,7 +43,7 @@ from cotenant.clock import MonotonicClock
 from cotenant.domain import NS_PER_S, Variant
 from cotenant.execute.lanes import available_cores
 from cotenant.execute.torch.executor import TorchExecutor, cuda_lanes
-from cotenant.execute.torch.stressors import PREFIX
+from cotenant.execute.torch.stressors import PREFIX, Stressor
 from cotenant.ports import LaneInfo
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -117,7 +117,7 @@ class Session:
 
     def write(self, *, coruns: bool) -> None:
         """Everything so far; the large table of co-runs only when asked, packing it takes seconds."""
-        self.facts["counters_read"] = self.recorded.counters.facts()
+        self.facts["counters"] = self.recorded.counters.facts()
         self.facts["dispatches"] = sum(len(ended) for _, ended in self.recorded.episodes)
         self.facts["slowdown"] = self.recorded.slowdowns()
         write(self.out, self.recorded, self.facts, coruns=coruns)
@@ -296,10 +296,19 @@ def costs(session: Session, seconds: float) -> dict[str, float]:
     }
 
 
+def own_kernels(executor: TorchExecutor) -> bool:
+    """Whether the stressors are kernels; else they are operators of torch, which stress less purely."""
+    modules = [
+        module for segment in executor.models[PREFIX + "compute"].segments for module in segment.modules()
+    ]
+    return any(module.has_kernels for module in modules if isinstance(module, Stressor))
+
+
 def record(session: Session) -> None:
     """Every phase that uses the recording's own executor."""
     clock = session.driver.clock
     stressors = load_stressors(session.executor)
+    session.facts["stressor_kernels"] = own_kernels(session.executor)
     subjects = session.recorded.subjects
     phase = session.phase
     phase("reference", "outputs against fp32 on the CPU", lambda s: reference(session, s))

@@ -226,7 +226,7 @@ def cost_lines(facts: dict[str, Any]) -> list[str]:
         "- host (us): " + ", ".join(f"{key.removesuffix('_us')} {v:.0f}" for key, v in facts["host"].items()),
         f"- memory (MiB) before and after the co-runs: {facts['memory_mib']['before']}, "
         f"{facts['memory_mib']['after']}",
-        f"- counters: {facts['counters_read']}",
+        f"- counters: {facts['counters']}",
     ]
 
 
