@@ -20,7 +20,7 @@ from counters import Counters
 from driver import Ended
 from episodes import Solo
 from stress import Stressed
-from subjects import Subject
+from subjects import Subject, say
 from timeline import Launched
 
 from cotenant.domain import NS_PER_MS, Variant
@@ -47,7 +47,7 @@ class Recorded:
     @property
     def solo_ns(self) -> Solo:
         """Median spans alone (ns)."""
-        return {key: statistics.median(e.span_ns for e in runs) for key, runs in self.alone.items()}
+        return {key: statistics.median(e.span_ns for e in runs) for key, runs in self.alone.items() if runs}
 
     def slowdowns(self) -> dict[str, Any]:
         """Median and 90 % quantile of span / solo, by how many others were in flight at dispatch."""
@@ -70,13 +70,14 @@ class Recorded:
         return self.subjects[variant.model].model
 
 
-def write(out: Path, recorded: Recorded, facts: dict[str, Any]) -> None:
-    """All files of the recording."""
+def write(out: Path, recorded: Recorded, facts: dict[str, Any], *, coruns: bool = True) -> None:
+    """All files of the recording, that of the co-runs only with `coruns`."""
     _csv(out / "corun.profiles.csv", _profiles(recorded))
     _csv(out / "corun.segments.csv", _segments(recorded))
     _csv(out / "corun.stressors.csv", _stressors(recorded))
     _csv(out / "corun.kernels.csv", _kernels(recorded))
-    _csv(out / "corun.coruns.csv", _coruns(recorded), packed=True)
+    if coruns:
+        _csv(out / "corun.coruns.csv", _coruns(recorded), packed=True)
     (out / "facts.json").write_text(json.dumps(facts, indent=1) + "\n")
 
 
@@ -87,6 +88,8 @@ def _profiles(recorded: Recorded) -> Iterable[Row]:
     """Sensitivities and pressures are log slowdowns at the highest intensity, from the batch (the smallest or
     the largest) that is nearer; counters are shares (0..1) where they were percentages."""
     for (variant, share), runs in recorded.alone.items():
+        if not runs:
+            continue
         spans = [run.span_ns / NS_PER_MS for run in runs]
         median = statistics.median(spans)
         model = recorded.model(variant)
@@ -138,6 +141,8 @@ def _demand(model: TorchModel, flops: float, size: float, span_ms: float) -> tup
 
 def _segments(recorded: Recorded) -> Iterable[Row]:
     for (variant, share), runs in recorded.alone.items():
+        if not runs:
+            continue
         model = recorded.model(variant)
         bounds = np.array([[run.started_at, *run.segment_ends_at] for run in runs])
         spans = np.median(np.diff(bounds, axis=1), axis=0) / NS_PER_MS
@@ -210,12 +215,21 @@ def _coruns(recorded: Recorded) -> Iterable[Row]:
 
 def _csv(path: Path, rows: Iterable[Row], *, packed: bool = False) -> None:
     found = list(rows)
+    if not found:  # nor may the table of an earlier recording stay
+        path.unlink(missing_ok=True)
+        path.with_name(path.name + ".zst").unlink(missing_ok=True)
+        return
     columns = list(dict.fromkeys(key for row in found for key in row))
     text = io.StringIO()
     writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
     writer.writeheader()
     writer.writerows(found)
     if packed or len(found) > ROWS_ABOVE_WHICH_PACKED:
-        write_packed(path, text.getvalue())
-    else:
-        path.write_text(text.getvalue())
+        try:
+            write_packed(path, text.getvalue())
+            path.unlink(missing_ok=True)  # of an earlier recording; it would be read first
+            return
+        except RuntimeError as error:  # no library for it: large is better than lost
+            say(f"{path.name} is not packed: {error}")
+    path.write_text(text.getvalue())
+    path.with_name(path.name + ".zst").unlink(missing_ok=True)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import resource
 import statistics
+from importlib import metadata
 from typing import Any
 
 import torch
@@ -40,8 +42,18 @@ def describe(*, cuda: bool) -> dict[str, Any]:
             "sms": properties.multi_processor_count,
             "memory_mib": properties.total_memory >> 20,
             "cuda": torch.version.cuda,
+            "max_connections": os.environ.get("CUDA_DEVICE_MAX_CONNECTIONS"),
+            "cuda_bindings": version("cuda-bindings"),
         }
     return facts
+
+
+def version(package: str) -> str | None:
+    """Of an installed package, else None."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
 
 
 def memory_mib() -> dict[str, float]:
@@ -109,7 +121,7 @@ def partitions(
     """What confining to SMs changes: each model alone on each share, and pairs free against halves."""
     shares = executor.lanes[0].shares
     if executor.ladder is None:
-        return {"available": False}
+        return {"available": False, "why": executor.why_whole}
     names = sorted(subjects)
     pairs = [(a, b) for a in names for b in names if a < b]
     each_ns = max(20 * NS_PER_MS, int(seconds * NS_PER_S / (2 * len(pairs))))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import pairwise
 from queue import Empty, SimpleQueue
@@ -15,7 +16,7 @@ from cotenant.execute.torch.executor import TorchExecutor
 from cotenant.execute.torch.model import TorchModel
 from cotenant.ports import Tensors
 
-LIMIT_S = 60.0
+LIMIT_S, SETTLE_S = 20.0, 5.0
 NOBODY = Snapshot(at=0, in_flight=())
 UNKNOWN = Prediction(issued_at=0, finish_at=(0,) * 5, slo_level=0.99, version=0, corunners=0)
 Work = tuple[TorchModel, Variant, Tensors]
@@ -78,7 +79,25 @@ class Driver:
         self._start_ns.append(self.clock.now() - at)
         return self._n
 
-    def wait(self, limit_s: float = LIMIT_S) -> Any:
+    def next(self) -> Ended:
+        """The next end. Raises RuntimeError when a run failed or none ended in time."""
+        ended = self.wait()
+        if ended is None:
+            names = ", ".join(f"{v.label} on lane {lane}" for lane, v, *_ in self._under_way.values())
+            raise RuntimeError(f"nothing ended for {LIMIT_S:g} s; under way: {names}")
+        return ended
+
+    def settle(self) -> None:
+        """After a failure: wait for what is under way, whatever becomes of it, and forget the rest."""
+        until = self.clock.now() + int(SETTLE_S * NS_PER_S)
+        while self._under_way and self.clock.now() < until:
+            with suppress(RuntimeError):
+                ended = self.wait(SETTLE_S)
+                if ended is not None:
+                    self.executor.take_results(ended.dispatch_id)
+        self._under_way.clear()
+
+    def wait(self, limit_s: float = LIMIT_S) -> Ended | None:
         """The next end, or None when there is none in time. Raises RuntimeError when a run failed."""
         until = self.clock.now() + int(limit_s * NS_PER_S)
         while True:
@@ -87,7 +106,7 @@ class Driver:
                 event = self._events.get(timeout=left) if left > 0 else self._events.get_nowait()
             except Empty:
                 return None
-            if isinstance(event, Completion):
+            if isinstance(event, Completion) and event.dispatch_id in self._under_way:
                 return self._ended(event)
 
     def _ended(self, event: Completion) -> Ended:
@@ -112,14 +131,14 @@ class Driver:
     def run(self, model: TorchModel, variant: Variant, inputs: Tensors, share: float = 1.0) -> Ended:
         """One dispatch alone."""
         self.start(0, model, variant, inputs, share)
-        ended: Ended = self.wait()
+        ended = self.next()
         self.executor.take_results(ended.dispatch_id)
         return ended
 
     def outputs(self, model: TorchModel, variant: Variant, inputs: Tensors) -> Any:
         """The outputs of one dispatch alone."""
         number = self.start(0, model, variant, inputs)
-        self.wait()
+        self.next()
         return self.executor.take_results(number)
 
     def beside(
@@ -133,7 +152,7 @@ class Driver:
         for lane in (0, 1):
             self.start(lane, *work[lane], shares[lane])
         while self._under_way:
-            ended = self.wait()
+            ended = self.next()
             self.executor.take_results(ended.dispatch_id)
             if self.clock.now() < until or min(map(len, spans)) < 2:
                 spans[ended.lane].append(ended.span_ns)
@@ -147,7 +166,7 @@ class Driver:
         for _ in range(2):
             self.start(0, *work)
         while self._under_way:
-            ended.append(self.wait())
+            ended.append(self.next())
             self.executor.take_results(ended[-1].dispatch_id)
             if len(ended) < n:
                 self.start(0, *work)

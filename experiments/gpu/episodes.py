@@ -91,7 +91,7 @@ class Stage:
                     del due[lane]
                     driver.start(lane, *self.subjects[draw.model].work(draw.variant, draw.which), draw.share)
             wait_ns = min(due.values(), default=now + NS_PER_S) - clock.now()
-            found = driver.wait(max(0, wait_ns) / NS_PER_S)
+            found = driver.wait(max(0, wait_ns) / NS_PER_S) if due else driver.next()
             if found is not None:
                 driver.executor.take_results(found.dispatch_id)
                 ended.append(found)

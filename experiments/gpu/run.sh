@@ -5,21 +5,33 @@
 # Packages: torch >= 2.10, numpy, msgspec (a wheel in ./wheels is used where it is not installed), zstandard or
 # pyarrow; better with cuda-bindings (partitions), nvidia-ml-py (clocks, counters), matplotlib (the pictures of the
 # summary) and onnx, onnxruntime, ml_dtypes, prometheus-client (the policies run on the server's own engine).
+# Ctrl-C ends it early; what was measured by then is written.
 set -euo pipefail
-cd "$(dirname "$0")/../.."
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
 if [ -z "${PYTHON:-}" ]; then
-  if [ -x .venv/bin/python ]; then PYTHON=.venv/bin/python; else PYTHON=python3; fi
+  if [ -x "$root/.venv/bin/python" ]; then PYTHON=$root/.venv/bin/python; else PYTHON=python3; fi
 fi
+temporary=$(mktemp -d)
+trap 'rm -rf "$temporary"' EXIT
+export PYTHONPATH="$root/src${PYTHONPATH:+:$PYTHONPATH}"
 if ! "$PYTHON" -c "import msgspec" 2>/dev/null; then
-  "$PYTHON" -m pip install -q --no-index --find-links wheels msgspec
+  # not into the machine's own packages: they may be read-only, or managed by the system
+  if ! "$PYTHON" -m pip install -q --no-index --no-deps --find-links "$root/wheels" --target "$temporary/packages" msgspec; then
+    echo "msgspec is not installed, and $root/wheels has no wheel of it for $("$PYTHON" -V); put one there" >&2
+    exit 2
+  fi
+  export PYTHONPATH="$PYTHONPATH:$temporary/packages"
 fi
-export PYTHONPATH="src${PYTHONPATH:+:$PYTHONPATH}"
 status=0
-log=$(mktemp)
-trap 'rm -f "$log"' EXIT
-"$PYTHON" experiments/gpu/record.py "$@" | tee "$log" || status=$?
-out=$(sed -n 's/^results in //p' "$log")
-if [ -n "$out" ] && "$PYTHON" -c "import matplotlib" 2>/dev/null; then
-  "$PYTHON" experiments/gpu/summary.py "$out"
+trap : INT TERM # the recording hears of these itself, writes what it has, and ends
+"$PYTHON" "$root/experiments/gpu/record.py" "$@" > >(trap '' INT TERM; exec tee "$temporary/log") || status=$?
+wait
+out=$(sed -n 's/^results in //p' "$temporary/log" | tail -n 1)
+if [ -n "$out" ]; then
+  if "$PYTHON" -c "import matplotlib" 2>/dev/null; then
+    "$PYTHON" "$root/experiments/gpu/summary.py" "$out" || status=$((status ? status : 1))
+  else
+    echo "no summary: matplotlib is not installed here; where it is: python experiments/gpu/summary.py $out" >&2
+  fi
 fi
 exit "$status"

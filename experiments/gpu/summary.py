@@ -14,6 +14,7 @@ import io
 import json
 import sys
 from collections import defaultdict
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -143,7 +144,7 @@ def slowdown_lines(found: Slowdowns) -> list[str]:
 def partition_lines(facts: dict[str, Any], profiles: Table) -> list[str]:
     found = facts["partitions"]
     if not found["available"]:
-        return ["This device (or its driver, or the bindings at hand) offers no partitions."]
+        return [f"No partitions here: {found['why']}."]
     solo = {(r["workload"], r["batch"], float(r["share"])): float(r["solo_ms"]) for r in profiles}
     shares = sorted({share for _, _, share in solo})
     lines = [
@@ -187,34 +188,54 @@ def policy_lines(facts: dict[str, Any]) -> list[str]:
     return lines
 
 
-def page(folder: Path) -> str:
-    """The text, after the pictures were drawn."""
-    facts = json.loads((folder / "facts.json").read_text())
-    tables = {name: table(folder, name) for name in ("profiles", "segments", "coruns", "stressors")}
-    found = slowdowns(tables)
-    draw_slowdowns(found, folder / "slowdown.png")
-    draw_stressors(tables["stressors"], folder)
-    gain = draw_pairs(facts["pairs"], folder / "pairs.png")
-    share = explained(runs_of(tables))
-    pairs = sorted((g, a, b) for (a, b), g in gain.items() if a <= b)
-    worst = max(facts["reference"]["relative_error"].values())
-    noise = facts["noise"]["median_relative_deviation_by_lanes"]
-    lines = [
+def section(lines: Callable[[], list[str]]) -> list[str]:
+    """Its lines or, when the recording ended before or that part failed, that there are none."""
+    try:
+        return [*lines(), ""]
+    except (KeyError, ValueError, FileNotFoundError) as error:
+        return [f"Not recorded ({type(error).__name__}: {error}).", ""]
+
+
+def head_lines(facts: dict[str, Any]) -> list[str]:
+    failed = [f"- **failed** {name}: {why}" for name, why in facts.get("failed", {}).items()]
+    return [
         "# What this device does when models run side by side",
         "",
         *(["**A dry run: small models on a CPU. Nothing here is a GPU's.**", ""] if facts["dry_run"] else []),
+        *failed,
         *(f"- {key}: {value}" for key, value in facts["device"].items()),
-        f"- {facts['dispatches']} dispatches in {facts['wall_s']:.0f} s",
+        f"- {facts['dispatches']} dispatches in {facts.get('wall_s', float('nan')):.0f} s",
+    ]
+
+
+def right_lines(facts: dict[str, Any]) -> list[str]:
+    worst = max(facts["reference"]["relative_error"].values())
+    correct = facts["correct"]
+    return [
         f"- outputs against fp32 on the CPU: largest relative error {worst:.1e}",
-        f"- co-located outputs against those alone: {facts['correct']['batches']} batches, "
-        f"{facts['correct']['different']} different",
+        f"- co-located outputs against those alone: {correct['batches']} batches, "
+        f"{correct['different']} different",
+    ]
+
+
+def cost_lines(facts: dict[str, Any]) -> list[str]:
+    noise = facts["noise"]["median_relative_deviation_by_lanes"]
+    return [
         "- noise (the same episode again), median deviation of a span, by lanes: "
         + ", ".join(f"{lanes}: {100 * value:.1f} %" for lanes, value in noise.items()),
         "- host (us): " + ", ".join(f"{key.removesuffix('_us')} {v:.0f}" for key, v in facts["host"].items()),
         f"- memory (MiB) before and after the co-runs: {facts['memory_mib']['before']}, "
         f"{facts['memory_mib']['after']}",
         f"- counters: {facts['counters']}",
-        "",
+    ]
+
+
+def corun_lines(folder: Path) -> list[str]:
+    tables = {name: table(folder, name) for name in ("profiles", "segments", "coruns")}
+    found = slowdowns(tables)
+    draw_slowdowns(found, folder / "slowdown.png")
+    share = explained(runs_of(tables))
+    return [
         "![slowdown by others in flight](slowdown.png)",
         "",
         "Median slowdown (90 % quantile) by others in flight at dispatch:",
@@ -225,24 +246,42 @@ def page(folder: Path) -> str:
         + ", ".join(f"{name} {100 * value:.0f} %" for name, value in share.items())
         + " (the number in flight at dispatch; which models were beside it, and for how much of its span; "
         "also which segments).",
-        "",
+    ]
+
+
+def pair_lines(facts: dict[str, Any], folder: Path) -> list[str]:
+    gain = draw_pairs(facts["pairs"], folder / "pairs.png")
+    pairs = sorted((g, a, b) for (a, b), g in gain.items() if a <= b)
+    return [
         "![work of pairs](pairs.png)",
         "",
         "Overlap loses most and gains most:",
         "",
         *(f"- {a} and {b}: {g:.2f}" for g, a, b in (*pairs[:4], *pairs[-4:])),
-        "",
-        "![sensitivity](sensitivity.png) ![pressure](pressure.png)",
-        "",
-        "## Partitions",
-        "",
-        *partition_lines(facts, tables["profiles"]),
-        "",
-        "## Simple policies, live",
-        "",
-        *policy_lines(facts),
     ]
-    return "\n".join(lines) + "\n"
+
+
+def stressor_lines(folder: Path) -> list[str]:
+    draw_stressors(table(folder, "stressors"), folder)
+    return ["![sensitivity](sensitivity.png) ![pressure](pressure.png)"]
+
+
+def page(folder: Path) -> str:
+    """The text, after the pictures were drawn; what was not recorded is said in its place."""
+    facts = json.loads((folder / "facts.json").read_text())
+    lines = [
+        *section(lambda: head_lines(facts)),
+        *section(lambda: right_lines(facts)),
+        *section(lambda: cost_lines(facts)),
+        *section(lambda: corun_lines(folder)),
+        *section(lambda: pair_lines(facts, folder)),
+        *section(lambda: stressor_lines(folder)),
+        *("## Partitions", ""),
+        *section(lambda: partition_lines(facts, table(folder, "profiles"))),
+        *("## Simple policies, live", ""),
+        *section(lambda: policy_lines(facts)),
+    ]
+    return "\n".join(lines)
 
 
 def main() -> int:

@@ -12,6 +12,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from cotenant import __version__
@@ -20,8 +21,8 @@ from cotenant.config import ConfigError, Scenario, load_scenario, scenario_from_
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
 app.add_typer(study, name="study")
-to_stderr = Console(stderr=True)
-to_stdout = Console()
+to_stderr = Console(stderr=True, emoji=False)
+to_stdout = Console(emoji=False)
 
 StoreOption = Annotated[
     Path | None, typer.Option("--store", help="Folder of profiles, learned state and logs.", metavar="DIR")
@@ -78,7 +79,7 @@ def serve(
         with _progress() as told:
             prepared = prepare(scenario, where, progress=told)
         for reason in prepared.failed.values():
-            to_stderr.print(f"[yellow]not served:[/] {reason}", highlight=False)
+            to_stderr.print(f"[yellow]not served:[/] {escape(reason)}", highlight=False)
         log_path = where.store / "logs" / "events.log" if scenario.server.event_log else None
         config = HostConfig(host=host, http_port=http_port, policy=policy, log_path=log_path)
         base = record or where.coruns / "live" / scenario.path.stem
@@ -144,9 +145,9 @@ def profile(
             to_stdout.print(f"recorded {base}: {summarise_coruns(read_dataset(base)).text}", highlight=False)
         if measured is not None and export is not None:
             export.write_text(to_json(measured), encoding="utf-8")
-            to_stdout.print(f"wrote {export}")
+            to_stdout.print(f"wrote {escape(str(export))}")
         for reason in prepared.failed.values():
-            to_stderr.print(f"[yellow]not measured:[/] {reason}", highlight=False)
+            to_stderr.print(f"[yellow]not measured:[/] {escape(reason)}", highlight=False)
         if prepared.failed:
             raise typer.Exit(1)
 
@@ -296,11 +297,11 @@ def _say_ready(url: str) -> None:
 
 
 def _warn(message: str) -> None:
-    to_stderr.print(f"[yellow]warning:[/] {message}", highlight=False, soft_wrap=True)
+    to_stderr.print(f"[yellow]warning:[/] {escape(message)}", highlight=False, soft_wrap=True)
 
 
 def _fail(message: str) -> typer.Exit:
-    to_stderr.print(f"[red]error:[/] {message}", highlight=False, soft_wrap=True)
+    to_stderr.print(f"[red]error:[/] {escape(message)}", highlight=False, soft_wrap=True)
     return typer.Exit(2)
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import sys
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 
+PR_SET_TIMERSLACK = 29
 LANE_NICENESS = 5
 """Nice value of lane threads (0 is that of everything else)."""
 
@@ -50,3 +52,11 @@ def yield_to_others() -> None:
     if sys.platform == "linux":
         with suppress(OSError):
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), LANE_NICENESS)
+
+
+def wake_promptly() -> None:
+    """Let the calling thread's timed waits end on time: by default Linux lets each last some 50 us longer, to
+    wake several threads at once. Elsewhere nothing happens."""
+    if sys.platform == "linux":
+        with suppress(OSError, AttributeError):
+            ctypes.CDLL(None).prctl(PR_SET_TIMERSLACK, 1, 0, 0, 0)

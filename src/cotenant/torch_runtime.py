@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -120,6 +121,9 @@ def _device(scenario: Scenario) -> tuple[tuple[LaneInfo, ...], DeviceFingerprint
         raise ConfigError(
             f"{scenario.path}: [device] kind = {wanted.kind!r} cannot be served, only simulated"
         )
+    # every lane has four streams, and by default streams share eight queues into the device, where they wait
+    # for each other; read by the driver when it starts
+    os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "32")
     if not torch.cuda.is_available():
         raise ConfigError(f"{scenario.path}: [device] kind = 'cuda', but torch finds no CUDA device here")
     lanes = cuda_lanes(wanted.lanes or CUDA_LANES)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,8 @@ from cotenant.clock import MonotonicClock  # noqa: E402
 from cotenant.execute.model import ModelSettings, example_inputs  # noqa: E402
 from cotenant.execute.torch.executor import TorchExecutor, cuda_lanes  # noqa: E402
 from cotenant.execute.torch.load import from_archive  # noqa: E402
-from cotenant.execute.torch.zoo import ZOO, blueprint, default_buckets  # noqa: E402
+from cotenant.execute.torch.model import Blueprint  # noqa: E402
+from cotenant.execute.torch.zoo import ZOO, blueprint, default_buckets, tensor  # noqa: E402
 
 pytestmark = pytest.mark.gpu
 
@@ -92,6 +94,52 @@ def test_dispatches_stay_the_same_beside_others(executor) -> None:
         under_way[driver.start(driver.free_lane(), model, variant, work[index][2])] = index
     while under_way:
         del under_way[driver.wait().dispatch_id]
+
+
+def test_everything_can_be_unloaded_and_loaded_again_and_what_cannot_be_captured_harms_nothing() -> None:
+    class Reads(torch.nn.Module):
+        def forward(self, x):
+            return x * x.sum().item()
+
+    clock = MonotonicClock()
+    own = TorchExecutor(clock, cuda_lanes(2), device="cuda:0")
+    specs = [tensor(name, "FP32", "batch", 4) for name in ("x", "y")]
+    try:
+        driver, answers = Driver(own, clock), []
+        for _ in range(2):
+            own.load(blueprint("dlrm", small=False), ModelSettings(name="dlrm", max_batch=2))
+            with pytest.raises(ValueError, match="cannot be captured as a CUDA graph"):
+                own.load(
+                    Blueprint(module=Reads(), inputs=(specs[0],), outputs=(specs[1],)),
+                    ModelSettings(name="r"),
+                )
+            model = own.models["dlrm"]
+            variant = model.metadata.spec.variants()[0]
+            inputs = example_inputs(model.metadata, variant, np.random.default_rng(3))
+            answers.append(driver.outputs(model, variant, inputs)[0]["click"])
+            own.unload("dlrm")
+        assert np.array_equal(*answers)
+    finally:
+        own.close()
+
+
+def test_loading_a_model_does_not_disturb_those_that_run(executor) -> None:
+    """Its warm runs and captures share nothing with graphs that replay meanwhile."""
+    driver = Driver(executor, MonotonicClock())
+    model = executor.models["bert_base"]
+    variant = model.metadata.spec.variants()[-1]
+    inputs = example_inputs(model.metadata, variant, np.random.default_rng(7))
+    (expected,) = driver.outputs(model, variant, inputs)
+    other = ModelSettings(name="other", max_batch=4)
+    loading = threading.Thread(target=lambda: executor.load(blueprint("vit_b16", small=False), other))
+    loading.start()
+    n = 0
+    while loading.is_alive() or n < 50:
+        (found,) = driver.outputs(model, variant, inputs)
+        assert all(np.array_equal(found[name], array) for name, array in expected.items())
+        n += 1
+    loading.join()
+    executor.unload("other")
 
 
 def test_a_dispatch_confined_to_some_sms_answers_the_same() -> None:

@@ -106,4 +106,20 @@ def test_a_driver_that_refuses_is_named() -> None:
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
 def test_without_bindings_or_a_device_there_is_no_ladder(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("cotenant.execute.torch.partitions.bindings", lambda: None)
-    assert open_ladder(torch.device("cuda:0")) is None
+    assert open_ladder(torch.device("cuda:0")) == (None, "cuda-bindings is not installed")
+
+
+def test_a_driver_that_makes_fewer_groups_than_asked_gives_no_ladder_and_says_so() -> None:
+    driver = FakeDriver()
+    fewer = driver.cuDevSmResourceSplitByCount
+    driver.cuDevSmResourceSplitByCount = lambda n, *more: fewer(min(n, 1), *more)  # type: ignore[method-assign]
+    with pytest.raises(RuntimeError, match="4 groups of 32 of 132 SMs: the driver made 1"):
+        make_ladder(driver, 0)
+
+
+def test_a_driver_that_reports_a_finer_alignment_still_gets_groups_it_can_make() -> None:
+    driver = FakeDriver()
+    whole = driver._resource(range(132))
+    whole.sm.smCoscheduledAlignment = 2
+    driver.cuDeviceGetDevResource = lambda *more: (Result.CUDA_SUCCESS, whole)  # type: ignore[method-assign]
+    assert make_ladder(driver, 0).sms(0.5, 0) == 64

@@ -144,6 +144,20 @@ def test_a_model_of_the_zoo_is_its_segments_and_pads_rows_without_effect(name: s
     assert all(cost.bytes > 0 for cost in model.costs)
 
 
+@pytest.mark.parametrize("name", sorted(ZOO))
+def test_answers_of_the_zoo_depend_on_what_is_asked(name: str) -> None:
+    """Else comparing outputs would say nothing."""
+    made = blueprint(name, small=True)
+    model = prepare(made, ModelSettings(name=name, buckets=default_buckets(name)), CPU)
+    variant, rng = model.metadata.spec.variants()[0], np.random.default_rng(1)
+    answers = []
+    for _ in range(2):
+        inputs = example_inputs(model.metadata, variant, rng)
+        with torch.inference_mode():
+            answers.append(made.module(*[torch.from_numpy(inputs[s.name]) for s in model.metadata.inputs])[0])
+    assert (answers[0] - answers[1]).norm() > 0.02 * answers[0].norm()
+
+
 def test_weights_come_from_the_seed() -> None:
     first, again, other = (blueprint("dlrm", small=True, seed=seed) for seed in (1, 1, 2))
     pairs = [zip(a.module.parameters(), first.module.parameters(), strict=True) for a in (again, other)]

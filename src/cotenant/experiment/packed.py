@@ -42,7 +42,7 @@ def pack(body: bytes) -> bytes:
     if zstandard is not None:
         packed: bytes = zstandard.ZstdCompressor(level=LEVEL).compress(body)
     else:
-        packed = pyarrow.compress(body, codec="zstd", asbytes=True)
+        packed = pyarrow.Codec("zstd", compression_level=LEVEL).compress(body, asbytes=True)
     return packed
 
 

@@ -326,7 +326,8 @@ class Estimator:
         gradient = np.empty(len(self.theta))
         done, unseen = compiled.work_done(
             float(at), span, known.index, first, who, times, self.tables.all, self.crowd_slots,
-            self.weight_slots, self.phi, self.rest, self.slots, self.level, self.theta, self.pair_map.bias, self.pair_map.scale,
+            self.weight_slots, self.phi, self.rest, self.slots, self.level, self.theta,
+            self.pair_map.bias, self.pair_map.scale,
             gradient,
         )  # fmt: skip
         seen = gradient @ self.root

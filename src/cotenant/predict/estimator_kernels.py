@@ -100,7 +100,8 @@ def excesses(
 def walk(
     span: float, work: int, first: int, pace_of_run: float, others: Array, begins: Array, ends: Array,
     starts: Array, slower: Array, excess: Array, crowd: Array, weights: Array, segments: Array,
-    demands: Array, means: Array, n_segments: Array, shares: Array, crowd_shares: Array, weight_shares: Array, place: Array,
+    demands: Array, means: Array, n_segments: Array, shares: Array, crowd_shares: Array,
+    weight_shares: Array, place: Array,
 ) -> float:  # fmt: skip
     """Solo work (ns) that a run of workload `work`, in segment `first` at time 0, gets done in `span` (ns)
     beside others: the k-th, of workload `others[k]`, was there from `begins[k]` to `ends[k]`, had started
@@ -224,7 +225,8 @@ def modulation(level: Array, weight_slots: Array, at: float) -> Array:
 @njit(cache=True, fastmath=True)
 def work_done(
     at: float, span: float, index: int, first: int, who: Array, times: Array, tables: Tables,
-    crowd_slots: Array, weight_slots: Array, phi: Array, rest: Array, slots: Array, level: Array, theta: Array, bias: float,
+    crowd_slots: Array, weight_slots: Array, phi: Array, rest: Array, slots: Array, level: Array,
+    theta: Array, bias: float,
     scale: float, gradient: Array,
 ) -> tuple[float, float]:  # fmt: skip
     """Solo work (ns) expected to be done in `span` ns by workload `index`, from segment `first` on, beside
@@ -241,7 +243,8 @@ def work_done(
     crowd = crowd_factors(level, crowd_slots, at)
     done = walk(
         span, index, first, pace(level, own[index], at), who[:, 2], times[:, 0], times[:, 1], times[:, 2],
-        slower, excess, crowd, weights, segments, demands, means, n_segments, shares, np.empty(crowd.shape[0]),
+        slower, excess, crowd, weights, segments, demands, means, n_segments, shares,
+        np.empty(crowd.shape[0]),
         np.empty(weights.shape[0]), np.empty(2),
     )  # fmt: skip
     return done, _weigh(who, shares, scale, phi, rest, gradient)
@@ -264,7 +267,8 @@ def _weigh(who: Array, shares: Array, scale: float, phi: Array, rest: Array, gra
 def learn(
     at: float, work: float, span: float, index: int, first: int, who: Array, times: Array, tables: Tables,
     crowd_slots: Array, weight_slots: Array, phi: Array, rest: Array, slots: Array, level: Array,
-    theta: Array, root: Array, bias: float, scale: float, memory: float, noise: float, clip: float, out: Array,
+    theta: Array, root: Array, bias: float, scale: float, memory: float, noise: float, clip: float,
+    out: Array,
 ) -> None:  # fmt: skip
     """One step: a run of `work` solo ns took `span` ns beside others; `who` and `times` as in `work_done`.
 

@@ -237,7 +237,8 @@ def forecast(
 @njit(cache=True, fastmath=True)
 def _advance(
     i: int, w: int, span: float, who: Array, times: Array, runs: Array, crowd: Array, weights: Array,
-    tables: Tables, phi: Array, slots: Array, level: Array, theta: Array, bias: float, scale: float, at: float,
+    tables: Tables, phi: Array, slots: Array, level: Array, theta: Array, bias: float, scale: float,
+    at: float,
 ) -> None:  # fmt: skip
     """Where run i is `span` ns after its start: in which segment, and how much of it is left; a run that
     should have ended has `LEAST_LEFT` of its solo span left."""
@@ -247,7 +248,8 @@ def _advance(
     beside(who[:, 0], who[:, 1], phi, slots, level, theta, bias, scale, at, excess, slower)
     walk(
         span, w, np.int64(runs[i, FIRST]), runs[i, PACE], who[:, 2], times[:, 0], times[:, 1], times[:, 2],
-        slower, excess, crowd, weights, segments, demands, means, n_segments, np.empty(n), np.empty(crowd.shape[0]),
+        slower, excess, crowd, weights, segments, demands, means, n_segments, np.empty(n),
+        np.empty(crowd.shape[0]),
         np.empty(weights.shape[0]), place,
     )  # fmt: skip
     k, left = np.int64(place[0]), max(0.0, place[1])

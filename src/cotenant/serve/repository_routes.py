@@ -80,7 +80,11 @@ class RepositoryRoutes:
     async def _controlled(self, request: Request) -> str:
         """The model's name, after every check."""
         if not self._allowed:
-            raise BadRequest(403, "loading and unloading models is turned off on this server")
+            raise BadRequest(
+                403,
+                "loading and unloading models is turned off on this server; allow_model_control = true "
+                "under [server] in its config turns it on",
+            )
         if "origin" in request.headers:
             raise BadRequest(403, "model control is not open to web pages (the request has an Origin header)")
         control: ControlRequest = await _decode(request, _CONTROL, ControlRequest())

@@ -137,7 +137,13 @@ def efficientnet(dtype: torch.dtype, width: float = 1.0) -> Staged:
             stages.append(Step(MBConv(n_in, w(n_out), expand, size, stride if i == 0 else 1)))
             n_in = w(n_out)
     stages.append(Step(nn.Sequential(conv(n_in, w(1280), 1), nn.SiLU())))
-    return Staged([*stages, Head(w(1280), 1000)])
+    made = Staged([*stages, Head(w(1280), 1000)])
+    for module in made.modules():
+        if isinstance(module, nn.Conv2d):
+            # with torch's own weights the signal dies on the way, and every image gets the same answer; with
+            # much larger ones it grows beyond fp16
+            nn.init.normal_(module.weight, std=1.53 / module.weight[0].numel() ** 0.5)
+    return made
 
 
 class TimedResidual(nn.Module):

@@ -1,14 +1,17 @@
 """Lanes on CUDA: a stream each, every segment of every variant captured as a graph of its own.
 
-How this works. What a run of a variant touches is static: inputs, the state at each boundary, outputs. One
-graph per segment is captured on a stream of the lane's own, so that no two lanes share a cuBLAS workspace
-or an executable graph (which never overlaps itself). Inputs go through pinned memory and a staging copy on
-the device, by a copy stream; outputs the same way back. So while one dispatch runs, the next one's inputs
-arrive. A helper thread per lane assembles batches and cuts results; the pump only launches and asks events.
-A dispatch confined to a share of the SMs replays graphs captured in that partition, on a stream of it.
+How this works. One graph per segment is captured on a stream of the lane's own (`captures`), so that no two
+lanes share a cuBLAS workspace or an executable graph (which never overlaps itself). Inputs go through pinned
+memory and a staging copy on the device, by a copy stream; outputs the same way back. So while one dispatch
+runs, the next one's inputs arrive. A helper thread per lane assembles batches and cuts results; the pump only
+launches and asks events. A dispatch confined to a share of the SMs replays graphs captured in that partition,
+on a stream of it.
 
-Times are the device's own, by events, brought to the host's clock by an anchor that is renewed every second
-or so (an event's distance is a float32 of ms: good to a microsecond only over a few seconds).
+All graphs of a lane share a memory pool, so they may never run at the same time; `_follow` keeps them in
+order across shares. The pump's thread is in inference mode, as its copies into captured tensors require.
+
+Times are the device's own, by events. A run's begin is brought to the host's clock (`device_clock`); what
+follows is measured from its begin, so that spans carry no noise of that.
 """
 
 from __future__ import annotations
@@ -20,110 +23,26 @@ from dataclasses import dataclass, field
 from queue import SimpleQueue
 from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor
 
-from cotenant.clock import Clock
-from cotenant.domain import NS_PER_MS, NS_PER_S, Variant
-from cotenant.execute.batch import Array, Batcher
-from cotenant.execute.torch.model import DTYPES, TorchModel, example_state
+from cotenant.execute.torch.captures import Captured, Captures, Graphs, Rung, Slot
+from cotenant.execute.torch.device_clock import DeviceClock, ns_between
+from cotenant.execute.torch.model import TorchModel
 from cotenant.execute.torch.partitions import Ladder, new_stream
 from cotenant.execute.torch.stream import Job, describe
-
-ANCHOR_NS = NS_PER_S
-"""Age at which the anchor of device times is renewed (ns)."""
-WARM_RUNS = 2
-MEMORY_SHARE = 0.9
-"""Share of the free device memory that captures may take."""
-
-
-class DeviceClock:
-    """Brings instants of CUDA events to the host's clock."""
-
-    def __init__(self, clock: Clock, device: torch.device) -> None:
-        self._clock = clock
-        self._stream = new_stream(device)
-        self._anchored = self._anchor()
-
-    def _anchor(self) -> tuple[Any, int]:
-        event = torch.cuda.Event(enable_timing=True)
-        before = self._clock.now()
-        event.record(self._stream)
-        event.synchronize()
-        return event, (before + self._clock.now()) // 2
-
-    def instant(self, event: Any) -> int:
-        """When the event, which must have passed, was reached (ns, host clock)."""
-        anchor, at = self._anchored
-        if self._clock.now() - at > ANCHOR_NS:
-            anchor, at = self._anchored = self._anchor()
-        return at + int(anchor.elapsed_time(event) * NS_PER_MS)
-
-
-@dataclass(eq=False, slots=True)
-class Slot:
-    """Memory of one batch on its way: pinned and staging, in and out; the batcher writes to the pinned."""
-
-    batcher: Batcher
-    staged: list[Tensor]
-    leaving: list[Tensor]
-    pinned_out: list[Tensor]
-
-
-@dataclass(eq=False, slots=True)
-class Captured:
-    """The graphs of one variant on one lane and share, and the stream they run on. `states[k]`: what segment
-    k begins with; the last: outputs."""
-
-    model: TorchModel
-    variant: Variant
-    main: Any
-    graphs: list[Any]
-    states: list[tuple[Tensor, ...]]
-    slots: deque[Slot] = field(default_factory=deque)
-
-    def slot(self) -> Slot:
-        """Memory that nothing uses; give it back by appending it to `slots`."""
-        return self.slots.popleft() if self.slots else self._new_slot()
-
-    def _new_slot(self) -> Slot:
-        return Slot(
-            batcher=Batcher(self.model.metadata, _pinned),
-            staged=[torch.empty_like(tensor) for tensor in self.states[0]],
-            leaving=[torch.empty_like(tensor) for tensor in self.states[-1]],
-            pinned_out=[
-                torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True) for tensor in self.states[-1]
-            ],
-        )
-
-
-def _pinned(shape: tuple[int, ...], dtype: Any) -> Array:
-    kind = torch.from_numpy(np.empty(0, dtype)).dtype
-    array: Array = torch.empty(shape, dtype=kind, pin_memory=True).numpy()
-    return array
 
 
 @dataclass(eq=False, slots=True)
 class Passage:
-    """A job's own on a CUDA stream: its graphs, memory, and the events that have not been seen to pass."""
+    """A job's own on a CUDA stream: its graphs, memory, and events. `marks`: ends of segments that have not
+    been seen to pass."""
 
     captured: Captured
     slot: Slot
-    copied: Any = None
     began: Any = None
     marks: deque[Any] = field(default_factory=deque)
     done: Any = None
     cutting: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Rung:
-    """The streams of a lane on one share: what runs is launched on `main`, graphs are captured on the other,
-    for nothing may run on a stream that captures."""
-
-    main: Any
-    capturing: Any
 
 
 class CudaStream:
@@ -150,10 +69,10 @@ class CudaStream:
                 self._rungs[share] = Rung(*(torch.cuda.ExternalStream(h, device=device) for h in handles))
         self._last = self._rungs[1.0].main
         self._inward, self._outward = new_stream(device), new_stream(device)
-        self._pool = torch.cuda.graph_pool_handle()
-        self._captured: dict[str, dict[tuple[Variant, float], Captured]] = {}
+        self._captures = Captures(device, self._rungs, self._inward, self._outward)
+        self._captured: dict[int, tuple[TorchModel, Graphs]] = {}
         self._events: deque[Any] = deque()
-        self._work: SimpleQueue[tuple[Callable[[Job], None], Job] | None] = SimpleQueue()
+        self._work: SimpleQueue[tuple[Callable[[Any], None], Job | TorchModel] | None] = SimpleQueue()
         self._closed = False
         self._helper = threading.Thread(target=self._loop, name=f"cotenant-lane-{lane}", daemon=True)
         self._helper.start()
@@ -161,42 +80,14 @@ class CudaStream:
     # --- models ---------------------------------------------------------------------------------------
 
     def capture(self, model: TorchModel) -> None:
-        """Capture every variant. Blocks; not for the pump's thread. Raises RuntimeError (out of memory)."""
-        made: dict[tuple[Variant, float], Captured] = {}
-        for variant in model.metadata.spec.variants():
-            for share, rung in self._rungs.items():
-                captured = made[variant, share] = self._capture(model, variant, rung)
-                captured.slots.append(captured.slot())
-        self._captured[model.metadata.name] = made
+        """Capture every variant, see `Captures.capture`."""
+        self._captured[id(model)] = (model, self._captures.capture(model))
 
-    def forget(self, name: str) -> None:
-        """Drop a model's graphs and memory."""
-        self._captured.pop(name, None)
+    def forget(self, model: TorchModel) -> None:
+        """Drop a model's graphs and memory, after the jobs that were handed over before."""
+        self._work.put((self._drop, model))
 
-    @torch.inference_mode()
-    def _capture(self, model: TorchModel, variant: Variant, rung: Rung) -> Captured:
-        state = example_state(model.metadata, variant, self._device)
-        rung.capturing.wait_stream(torch.cuda.current_stream(self._device))
-        with torch.cuda.stream(rung.capturing):
-            for _ in range(WARM_RUNS):
-                warm = state
-                for segment in model.segments:
-                    warm = segment(*warm)
-            rung.capturing.synchronize()
-            states, graphs = [state], []
-            for segment in model.segments:
-                graph = torch.cuda.CUDAGraph()
-                graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
-                try:
-                    state = segment(*state)
-                finally:
-                    graph.capture_end()
-                graphs.append(graph)
-                states.append(state)
-        rung.capturing.synchronize()
-        return Captured(model, variant, rung.main, graphs, states)
-
-    # --- Stream ---------------------------------------------------------------------------------------
+    # --- Stream: in the pump's thread, whose current stream is nobody else's ---------------------------
 
     def stage(self, job: Job) -> None:
         self._work.put((self._bring, job))
@@ -204,17 +95,18 @@ class CudaStream:
     def launch(self, job: Job) -> None:
         passage: Passage = job.state
         captured = passage.captured
+        main = captured.main
+        torch.cuda.set_stream(main)  # a `with torch.cuda.stream` costs as much as a launch
         k = job.dispatch.first_segment + job.launched
-        with torch.cuda.stream(captured.main):
-            if job.launched == 0:
-                self._follow(captured.main)
-                captured.main.wait_event(passage.copied)
-                source = passage.slot.staged if job.resumed is None else job.resumed[0]
-                for target, tensor in zip(captured.states[k], source, strict=True):
-                    target.copy_(tensor, non_blocking=True)
-                passage.began = self._mark(captured.main)
-            captured.graphs[k].replay()
-            passage.marks.append(self._mark(captured.main))
+        if job.launched == 0:
+            self._follow(main)
+            main.wait_event(passage.slot.copied)
+            source = passage.slot.staged if job.resumed is None else job.resumed[0]
+            for target, tensor in zip(captured.states[k], source, strict=True):
+                target.copy_(tensor, non_blocking=True)
+            passage.began = self._mark(main)
+        captured.graphs[k].replay()
+        passage.marks.append(self._mark(main))
 
     def _follow(self, stream: Any) -> None:
         """What is launched on `stream` comes behind all that this lane launched before, on any share."""
@@ -225,25 +117,30 @@ class CudaStream:
     def finish(self, job: Job) -> None:
         passage: Passage = job.state
         slot, main = passage.slot, passage.captured.main
-        with torch.cuda.stream(main):
-            for target, tensor in zip(slot.leaving, passage.captured.states[-1], strict=True):
-                target.copy_(tensor, non_blocking=True)
-        self._outward.wait_stream(main)
-        with torch.cuda.stream(self._outward):
-            for target, tensor in zip(slot.pinned_out, slot.leaving, strict=True):
-                target.copy_(tensor, non_blocking=True)
+        torch.cuda.set_stream(main)
+        for target, tensor in zip(slot.leaving, passage.captured.states[-1], strict=True):
+            target.copy_(tensor, non_blocking=True)
+        slot.left.record(main)
+        self._outward.wait_event(slot.left)
+        torch.cuda.set_stream(self._outward)
+        for target, tensor in zip(slot.pinned_out, slot.leaving, strict=True):
+            target.copy_(tensor, non_blocking=True)
         passage.done = self._mark(self._outward)
 
     def poll(self, job: Job) -> None:
         passage: Passage | None = job.state
         if passage is None or passage.began is None:
             return
-        if job.began_at is None and passage.began.query():
+        if job.began_at is None:
+            if not passage.began.query():
+                return
             job.began_at = self._clock.instant(passage.began)
-            self._events.append(passage.began)
-        while job.began_at is not None and passage.marks and passage.marks[0].query():
-            event = passage.marks.popleft()
-            job.ends_at.append(self._clock.instant(event))
+        while passage.marks:
+            event = passage.marks[0]
+            if not event.query():
+                return
+            passage.marks.popleft()
+            job.ends_at.append(job.began_at + ns_between(passage.began, event))
             self._events.append(event)
         if passage.done is not None and not passage.cutting and passage.done.query():
             passage.cutting = True
@@ -252,11 +149,15 @@ class CudaStream:
     def keep(self, job: Job) -> Any:
         k = job.dispatch.first_segment + job.launched
         captured: Captured = job.state.captured
-        with torch.inference_mode(), torch.cuda.stream(captured.main):
-            kept = tuple(tensor.clone() for tensor in captured.states[k])
+        torch.cuda.set_stream(captured.main)
+        kept = tuple(tensor.clone() for tensor in captured.states[k])
         kept_at = torch.cuda.Event()
         kept_at.record(captured.main)
+        self.withdraw(job)
         return kept, kept_at
+
+    def withdraw(self, job: Job) -> None:
+        self._work.put((self._release, job))
 
     def close(self) -> None:
         self._closed = True
@@ -275,70 +176,61 @@ class CudaStream:
 
     def _loop(self) -> None:
         torch.cuda.set_device(self._device)
+        torch.cuda.set_stream(self._inward)
         with torch.inference_mode():
             while True:
                 entry = self._work.get()
                 if entry is None or self._closed:
                     return
-                do, job = entry
+                do, subject = entry
                 try:
-                    do(job)
+                    do(subject)
                 except Exception as error:
-                    job.error = describe(error)
+                    if isinstance(subject, Job):
+                        subject.error = describe(error)
                 self._wake()
-                del entry, do, job
+                del entry, do, subject
+
+    def _drop(self, model: TorchModel) -> None:
+        self._captured.pop(id(model), None)
 
     def _bring(self, job: Job) -> None:
         """Assemble the batch in pinned memory and begin its copy."""
-        share = job.dispatch.share if job.dispatch.share in self._rungs else 1.0
-        captured = self._captured[job.dispatch.variant.model][job.dispatch.variant, share]
-        passage = Passage(captured, captured.slot())
-        passage.copied = torch.cuda.Event()
+        if id(job.model) not in self._captured:
+            raise RuntimeError("its model was unloaded before it was staged")
+        _, made = self._captured[id(job.model)]
+        share = job.dispatch.share if (job.dispatch.variant, job.dispatch.share) in made else 1.0
+        captured = made[job.dispatch.variant, share]
+        slot = captured.slots.popleft() if captured.slots else self._captures.new_slot(captured)
+        job.state = Passage(captured, slot)
         if job.resumed is None:
-            feed = passage.slot.batcher.feed(captured.variant, job.inputs)
-            with torch.cuda.stream(self._inward):
-                for spec, target in zip(captured.model.metadata.inputs, passage.slot.staged, strict=True):
-                    target.copy_(torch.from_numpy(feed[spec.name]), non_blocking=True)
+            feed = slot.batcher.feed(captured.variant, job.inputs)
+            for spec, target in zip(captured.model.metadata.inputs, slot.staged, strict=True):
+                target.copy_(torch.from_numpy(feed[spec.name]), non_blocking=True)
         else:
-            self._inward.wait_event(job.resumed[1])
-            for tensor in job.resumed[0]:
+            kept, kept_at = job.resumed
+            self._inward.wait_event(kept_at)
+            for tensor in kept:
                 tensor.record_stream(captured.main)
-        passage.copied.record(self._inward)
-        job.state = passage
+        slot.copied.record(self._inward)
         job.staged = True
 
     def _cut(self, job: Job) -> None:
         """Copy the results out of pinned memory and give that back."""
         passage: Passage = job.state
+        assert job.began_at is not None, "polled in order"
         outputs = [tensor.numpy().copy() for tensor in passage.slot.pinned_out]
-        job.results = passage.slot.batcher.answers(passage.captured.variant, job.inputs, outputs)
+        results = passage.slot.batcher.answers(passage.captured.variant, job.inputs, outputs)
+        ended_at = job.began_at + ns_between(passage.began, passage.done)
         passage.captured.slots.append(passage.slot)
-        ended_at = self._clock.instant(passage.done)
+        self._events.extend((passage.began, passage.done))
+        job.results, job.state = results, None
         job.done_at = max(ended_at, job.ends_at[-1])
 
-
-def memory_needed(model: TorchModel, n_lanes: int) -> int:
-    """Bytes that capturing a model on every lane takes besides its weights, roughly: the largest state of
-    every variant, some four times (state, temporaries, two slots)."""
-    total = 0
-    for variant in model.metadata.spec.variants():
-        inputs = model.metadata.inputs
-        size = sum(DTYPES[spec.datatype].itemsize * _elements(spec.shape, variant) for spec in inputs)
-        total += 4 * max(size, int(max(cost.bytes for cost in model.costs)) // 8)
-    return total * n_lanes
-
-
-def _elements(shape: tuple[int, ...], variant: Variant) -> int:
-    sizes = iter([variant.rows, *(size for _, size in variant.axes)])
-    return int(np.prod([next(sizes, 1) if size < 0 else size for size in shape]))
-
-
-def check_memory(model: TorchModel, n_lanes: int, n_shares: int = 1) -> None:
-    """Raises ValueError when the device has not the memory for the model's captures."""
-    free, _ = torch.cuda.mem_get_info(model.device)
-    needed = memory_needed(model, n_lanes) * n_shares
-    if needed > MEMORY_SHARE * free:
-        raise ValueError(
-            f"capturing it on {n_lanes} lanes takes about {needed >> 20} MiB, but {free >> 20} MiB are free; "
-            "lower max_batch, the number of lanes, or the shares"
-        )
+    def _release(self, job: Job) -> None:
+        """Take back the memory of a job that will not end: withdrawn, or stopped at a boundary. Nothing need
+        be waited for: what still arrives there comes by the stream that brings the next batch, before it."""
+        passage: Passage | None = job.state
+        if passage is not None:
+            job.state = None
+            passage.captured.slots.append(passage.slot)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from msgspec import structs
@@ -27,7 +27,9 @@ from cotenant.domain import (
 from cotenant.execute.lanes import lane_layout
 from cotenant.execute.maintenance import Loaded, Maintenance
 from cotenant.execute.model import ModelSettings
-from cotenant.execute.torch.cuda import CudaStream, DeviceClock, check_memory
+from cotenant.execute.torch.captures import check_memory
+from cotenant.execute.torch.cuda import CudaStream
+from cotenant.execute.torch.device_clock import DeviceClock
 from cotenant.execute.torch.model import Blueprint, TorchModel, example_state, prepare
 from cotenant.execute.torch.partitions import Ladder, open_ladder
 from cotenant.execute.torch.pump import Pump
@@ -61,11 +63,25 @@ def _confinable(lanes: Sequence[LaneInfo], ladder: Ladder | None) -> tuple[LaneI
     return tuple(structs.replace(lane, shares=ladder.shares) for lane in lanes) if ladder else tuple(lanes)
 
 
+def _reason(settings: ModelSettings, error: Exception) -> str:
+    """Why a model cannot be loaded. What is no ValueError comes from running it on examples."""
+    if isinstance(error, ValueError):
+        text = str(error)
+        return text if text.startswith("model ") else f"model {settings.name!r}: {text}"
+    sizes = [f"max_batch = {settings.max_batch}"]
+    sizes += [f"{axis} = {list(found)}" for axis, found in settings.buckets.items()]
+    return (
+        f"model {settings.name!r} fails on examples of the sizes it should serve ({', '.join(sizes)}): "
+        f"{describe(error)}"
+    )
+
+
 class TorchExecutor:
     """Implements the `Executor` port. `load` and `unload` may be called from any thread.
 
     `device`: `cpu`, or `cuda` with its number; lanes default to one per core, or to four on CUDA. With
-    `partitions` dispatches can be confined to the shares that `lanes` then name, if the device has any."""
+    `partitions` dispatches can be confined to the shares that `lanes` then name, if the device has any; else
+    `why_whole` says why not."""
 
     def __init__(
         self,
@@ -80,7 +96,10 @@ class TorchExecutor:
         self._device = torch.device(device)
         on_cpu = self._device.type == "cpu"
         usual = lane_layout(min(4, len(self._cores)), len(self._cores)) if on_cpu else cuda_lanes(4)
-        self.ladder = open_ladder(self._device) if partitions and not on_cpu else None
+        self.ladder: Ladder | None = None
+        self.why_whole = "a CPU has no partitions" if on_cpu else "partitions were not asked for"
+        if partitions and not on_cpu:
+            self.ladder, self.why_whole = open_ladder(self._device)
         self.lanes = _confinable(lanes or usual, self.ladder)
         self.models: dict[str, TorchModel] = {}
         self._clock = clock
@@ -91,26 +110,41 @@ class TorchExecutor:
         self._loading = threading.Lock()
         self._streams: list[CpuStream | CudaStream] = []
         self._device_clock = None if on_cpu else DeviceClock(clock, self._device)
+        self._warming = self._warming_streams()
         self._pump = Pump(len(self.lanes), self._new_stream, clock)
         self._maintenance = Maintenance(
             frozenset(self._cores), self._load_and_profile, self.unload, describe, self._post
         )
 
     def _new_stream(self, lane: int) -> Stream:
-        """Also called for a lane that was lost: its models are captured anew, while it is already in use."""
+        """Also called for a lane that was lost, in a thread of its own: its models are captured anew."""
         stream: CpuStream | CudaStream
         if self._device_clock is None:
             cores = core_numbers(self.lanes[lane].units, self._cores)
             stream = CpuStream(f"cotenant-lane-{lane}", cores, self._clock, lambda: self._pump.wake())
-        else:
-            stream = CudaStream(
-                lane, self._device, self._device_clock, lambda: self._pump.wake(), ladder=self.ladder
-            )
+            self._streams.append(stream)
+            return stream
+        stream = CudaStream(
+            lane, self._device, self._device_clock, lambda: self._pump.wake(), ladder=self.ladder
+        )
+        # the lost lane's stream stays among them: its graphs may still be running, in its memory
+        self._streams.append(stream)
+        with self._loading:
             for model in self.models.values():
+                self._warm(model)
                 stream.capture(model)
             self._current[lane] = stream
-        self._streams.append(stream)
         return stream
+
+    def _warming_streams(self) -> list[Any]:
+        """One per share below 1.0, where models run once before they are captured: on a part of the device
+        libraries may choose other kernels than on the whole."""
+        below = self.ladder.shares[:-1] if self.ladder else ()
+        return [
+            torch.cuda.ExternalStream(self.ladder.stream(share, 0), device=self._device)
+            for share in below
+            if self.ladder
+        ]
 
     # --- models ---------------------------------------------------------------------------------------
 
@@ -123,26 +157,41 @@ class TorchExecutor:
                 self._warm(model)
                 if self._current:
                     check_memory(model, len(self._current), len(self.lanes[0].shares))
-                for stream in self._current.values():
-                    stream.capture(model)
+                self._capture(model)
             except Exception as error:
-                raise ValueError(f"model {settings.name!r}: {describe(error)}") from error
+                raise ValueError(_reason(settings, error)) from error
             self._known[settings.name] = (blueprint, settings)
+            replaced = self.models.get(settings.name)
             self.models[settings.name] = model
-            return model.metadata
+        if replaced is not None:
+            self._pump.forget(replaced)
+        return model.metadata
+
+    def _capture(self, model: TorchModel) -> None:
+        """On every lane or, when that fails, on none."""
+        try:
+            for stream in self._current.values():
+                stream.capture(model)
+        except Exception:
+            for stream in self._current.values():
+                stream.forget(model)
+            raise
 
     def unload(self, name: str) -> None:
         """Forget the model; runs under way end undisturbed. Raises ValueError when it is not loaded."""
-        if self.models.pop(name, None) is None:
+        model = self.models.pop(name, None)
+        if model is None:
             raise ValueError(f"model {name!r} is not loaded")
-        self._pump.forget(name)
-        for stream in self._current.values():
-            stream.forget(name)
+        self._pump.forget(model)
 
     def _warm(self, model: TorchModel) -> None:
         with torch.inference_mode():
             for variant in model.metadata.spec.variants():
                 self._check(model, variant, self._run(model, variant))
+                for stream in self._warming:
+                    with torch.cuda.stream(stream):
+                        self._run(model, variant)
+                    stream.synchronize()
 
     def _run(self, model: TorchModel, variant: Variant) -> tuple[torch.Tensor, ...]:
         state = example_state(model.metadata, variant, self._device)

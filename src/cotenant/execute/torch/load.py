@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import sys
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,12 +22,15 @@ from cotenant.domain import TensorSpec
 from cotenant.execute.torch.exported import flatten
 from cotenant.execute.torch.model import TYPES, Blueprint, Whole
 
+ARCHIVE_MARKS = {"archive_format", "serialized_exported_program.json"}
+"""Names of which an archive has one, by the version of torch."""
 ROWS = 2
 """Rows at which a factory's module is tried, to see which outputs have them."""
 
 
 def from_archive(path: Path) -> Blueprint:
     """A model saved by `torch.export.save`. Raises ValueError naming the file and the reason."""
+    _check_kind(path)
     try:
         program: Any = torch.export.load(path)
         values = {node.name: node.meta.get("val") for node in program.graph.nodes}
@@ -45,12 +49,26 @@ def from_archive(path: Path) -> Blueprint:
         raise ValueError(f"model file {path.name}: {str(error).partition(chr(10))[0]}") from error
 
 
+def _check_kind(path: Path) -> None:
+    """Raises ValueError where torch would only say that there is an error: what is no archive of its."""
+    written_by = "expected what torch.export.save writes"
+    if not zipfile.is_zipfile(path):
+        raise ValueError(f"model file {path.name} is cut short or no archive; {written_by}")
+    with zipfile.ZipFile(path) as file:
+        names = {name.rpartition("/")[2] for name in file.namelist()}
+    if not names & ARCHIVE_MARKS:
+        raise ValueError(
+            f"model file {path.name} is no exported program; {written_by}. Weights alone, as torch.save "
+            "writes them, can be served as safetensors of a built-in architecture or by a factory"
+        )
+
+
 def from_factory(source: str, folder: Path) -> Blueprint:
     """`module:factory`, the module found in `folder` or among what is installed. Raises ValueError."""
     module_name, _, factory_name = source.partition(":")
     try:
         made = getattr(_module(module_name, folder), factory_name)()
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise ValueError(f"{source}: {type(error).__name__}: {error}") from error
     if not (isinstance(made, tuple) and len(made) == 2 and isinstance(made[0], nn.Module)):
         raise ValueError(f"{source}: a factory returns (nn.Module, example inputs by name)")
@@ -59,14 +77,15 @@ def from_factory(source: str, folder: Path) -> Blueprint:
         isinstance(examples, Mapping) and examples and all(isinstance(x, Tensor) for x in examples.values())
     ):
         raise ValueError(f"{source}: the example inputs must be tensors by name")
+    flat = [name for name, x in examples.items() if x.dim() == 0]
+    if flat:
+        raise ValueError(f"{source}: example input {flat[0]!r} has no dimensions; the first should be rows")
     rows = [x[:1].repeat(ROWS, *(1,) * (x.dim() - 1)) for x in examples.values()]
-    with torch.inference_mode():
-        found = body.eval()(*rows)
-    named = found if isinstance(found, Mapping) else dict(_numbered(found))
+    named = _tried(source, body, rows)
     return Blueprint(
         module=Whole(body),
-        inputs=tuple(_batched(name, x) for name, x in examples.items()),
-        outputs=tuple(_batched(name, x) for name, x in named.items()),
+        inputs=tuple(_batched(source, str(name), x) for name, x in examples.items()),
+        outputs=tuple(_batched(source, str(name), x) for name, x in named.items()),
     )
 
 
@@ -80,19 +99,45 @@ def _module(name: str, folder: Path) -> Any:
         raise ValueError(f"{path.name} cannot be loaded")
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[spec.name]
+        raise
     return module
 
 
-def _numbered(found: Any) -> list[tuple[str, Tensor]]:
-    tensors = [found] if isinstance(found, Tensor) else list(found)
-    return [(f"output_{n}", tensor) for n, tensor in enumerate(tensors)]
+def _tried(source: str, body: nn.Module, rows: list[Tensor]) -> Mapping[str, Tensor]:
+    """What the module gives for its example inputs, by name."""
+    try:
+        with torch.inference_mode():
+            found: Any = body.eval()(*rows)
+    except Exception as error:
+        shapes = ", ".join(str(list(x.shape)) for x in rows)
+        raise ValueError(
+            f"{source}: the module fails on its example inputs ({shapes}): {type(error).__name__}: {error}"
+        ) from error
+    if isinstance(found, Tensor):
+        found = (found,)
+    named = found if isinstance(found, Mapping) else None
+    if isinstance(found, tuple | list):
+        named = {f"output_{n}": x for n, x in enumerate(found)}
+    if not named or not all(isinstance(x, Tensor) and x.dim() for x in named.values()):
+        raise ValueError(
+            f"{source}: the module gives {type(found).__name__}; expected a tensor, a tuple of tensors or "
+            "tensors by name, each with rows as its first dimension"
+        )
+    return named
 
 
-def _batched(name: str, tensor: Tensor) -> TensorSpec:
+def _batched(source: str, name: str, tensor: Tensor) -> TensorSpec:
+    try:
+        datatype = _datatype(name, tensor.dtype)
+    except ValueError as error:
+        raise ValueError(f"{source}: {error}") from error
     return TensorSpec(
         name=name,
-        datatype=_datatype(name, tensor.dtype),
+        datatype=datatype,
         shape=(-1, *tensor.shape[1:]),
         axes=("batch", *(None for _ in tensor.shape[1:])),
     )
@@ -114,5 +159,8 @@ def _spec(name: str, value: Any) -> TensorSpec:
 def _datatype(name: str, dtype: torch.dtype) -> str:
     found = TYPES.get(dtype)
     if found is None:
-        raise ValueError(f"'{name}' has element type {dtype}, which cannot be served")
+        raise ValueError(
+            f"'{name}' has element type {dtype}, which cannot be served; it can take and give "
+            f"{', '.join(TYPES.values())}"
+        )
     return found

@@ -19,7 +19,8 @@ from typing import Any
 import torch
 
 SMALLEST_STEP = 8
-"""SMs by which partitions grow where the driver does not say (compute capability 9)."""
+"""SMs by which partitions grow at least: splitting by count takes multiples of 8 from compute capability 9 on
+and of 2 before, whatever finer alignment the driver reports for other ways of splitting."""
 
 
 def bindings() -> Any:
@@ -45,9 +46,16 @@ def new_stream(device: torch.device, priority: int = 0) -> Any:
     if driver is None:
         return torch.cuda.Stream(device, priority=priority)
     with torch.cuda.device(device):
-        flags = driver.CUstream_flags.CU_STREAM_NON_BLOCKING
+        make_current(device)
+        flags = int(driver.CUstream_flags.CU_STREAM_NON_BLOCKING)
         made = checked(driver, driver.cuStreamCreateWithPriority(flags, priority))
     return torch.cuda.ExternalStream(int(made), device=device)
+
+
+def make_current(device: torch.device) -> None:
+    """Make the device's primary context, and make it the calling thread's. Choosing a device in torch does
+    neither where that device is the current one already; launching a kernel does."""
+    torch.zeros(1, device=device)
 
 
 @dataclass(slots=True)
@@ -77,7 +85,7 @@ class Ladder:
 
     def stream(self, share: float, lane: int, priority: int = 0) -> int:
         """The handle of a new stream on a rung below 1.0."""
-        flags = self.driver.CUstream_flags.CU_STREAM_NON_BLOCKING
+        flags = int(self.driver.CUstream_flags.CU_STREAM_NON_BLOCKING)
         part = self._part(share, lane)
         return int(checked(self.driver, self.driver.cuGreenCtxStreamCreate(part.context, flags, priority)))
 
@@ -93,17 +101,20 @@ def make_ladder(driver: Any, ordinal: int) -> Ladder:
     kind = driver.CUdevResourceType.CU_DEV_RESOURCE_TYPE_SM
     whole = checked(driver, driver.cuDeviceGetDevResource(device, kind))
     n_sms = int(whole.sm.smCount)
-    step = int(getattr(whole.sm, "smCoscheduledAlignment", 0) or SMALLEST_STEP)
+    step = max(SMALLEST_STEP, int(getattr(whole.sm, "smCoscheduledAlignment", 0) or 0))
     ladder = Ladder(driver, n_sms)
 
     def part(resource: Any) -> Part:
         description = checked(driver, driver.cuDevResourceGenerateDesc([resource], 1))
-        flags = driver.CUgreenCtxCreate_flags.CU_GREEN_CTX_DEFAULT_STREAM
+        flags = int(driver.CUgreenCtxCreate_flags.CU_GREEN_CTX_DEFAULT_STREAM)
         context = checked(driver, driver.cuGreenCtxCreate(description, device, flags))
         return Part(context, int(resource.sm.smCount))
 
     def split(n_groups: int, each: int) -> tuple[list[Any], Any]:
-        groups, _, rest = checked(driver, driver.cuDevSmResourceSplitByCount(n_groups, whole, 0, each))
+        """The list has `n_groups` entries even where the driver made fewer groups."""
+        groups, n_made, rest = checked(driver, driver.cuDevSmResourceSplitByCount(n_groups, whole, 0, each))
+        if int(n_made) < n_groups:
+            raise RuntimeError(f"{n_groups} groups of {each} of {n_sms} SMs: the driver made {int(n_made)}")
         return list(groups), rest
 
     for n_groups in (4, 2):
@@ -116,13 +127,14 @@ def make_ladder(driver: Any, ordinal: int) -> Ladder:
     return ladder
 
 
-def open_ladder(device: torch.device) -> Ladder | None:
-    """The ladder of a device, or None where it cannot have one."""
+def open_ladder(device: torch.device) -> tuple[Ladder | None, str]:
+    """The ladder of a device, or None where it cannot have one, and why. A probe: whatever goes wrong is a
+    reason, for what bindings and drivers raise here differs by version."""
     driver = bindings()
     if driver is None:
-        return None
-    torch.zeros(1, device=device)  # makes the primary context, which must come first
+        return None, "cuda-bindings is not installed"
     try:
-        return make_ladder(driver, device.index or 0)
-    except (RuntimeError, AttributeError):
-        return None
+        make_current(device)  # green contexts need the primary context first
+        return make_ladder(driver, device.index or 0), ""
+    except Exception as error:
+        return None, f"{type(error).__name__}: {error}"

@@ -5,19 +5,27 @@ How this works. Each lane has a stream and a line of jobs, the running one first
 takes effect after at most as many. When the last segment of the running job has been launched, the staged job
 behind it may launch too: back-to-back dispatches leave no gap. What has passed is polled from here, by one
 thread for all lanes; streams that wake the pump themselves are not polled.
+
+Whatever takes longer than a launch is done by other threads: batches are assembled by the streams' own, and a
+lane that was lost is made anew by one that ends with it; until then the lane refuses what it is given.
 """
 
 from __future__ import annotations
 
 import threading
+import warnings
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from typing import Any
 
+import torch
+
 from cotenant.clock import Clock
+from cotenant.cores import wake_promptly
 from cotenant.domain import Completion, Device, Event, Progress, Started
+from cotenant.execute.torch.model import TorchModel
 from cotenant.execute.torch.stream import Job, Stream, describe
 from cotenant.ports import Sink
 
@@ -35,6 +43,8 @@ class Lane:
     index: int
     stream: Stream
     jobs: deque[Job] = field(default_factory=deque)
+    lost: bool = False
+    """Whether its stream is gone and another not there yet."""
 
 
 class Pump:
@@ -45,10 +55,9 @@ class Pump:
         self._clock = clock
         self._new_stream = new_stream
         self._lanes = [Lane(i, new_stream(i)) for i in range(n_lanes)]
-        self._calls: SimpleQueue[Callable[[], None]] = SimpleQueue()
-        self._awake = threading.Event()
+        self._calls: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
         self._results: dict[int, Sequence[dict[str, Any]]] = {}
-        self._kept: dict[int, tuple[str, Any]] = {}
+        self._kept: dict[int, tuple[TorchModel, Any]] = {}
         self._sink: Sink | None = None
         self._closed = False
         self._thread = threading.Thread(target=self._loop, name="cotenant-pump", daemon=True)
@@ -62,7 +71,7 @@ class Pump:
 
     def wake(self) -> None:
         """Something may have passed."""
-        self._awake.set()
+        self._calls.put(None)
 
     def start(self, job: Job) -> None:
         """Put a job on its lane."""
@@ -80,8 +89,8 @@ class Pump:
         """Outputs of a job that has ended, once."""
         return self._results.pop(dispatch_id, None)
 
-    def forget(self, model: str) -> None:
-        """Drop kept states of a model."""
+    def forget(self, model: TorchModel) -> None:
+        """Drop what is kept of a model that was unloaded or replaced; jobs started before end undisturbed."""
         self._call(lambda: self._forget(model))
 
     def close(self) -> None:
@@ -93,21 +102,32 @@ class Pump:
 
     def _call(self, function: Callable[[], None]) -> None:
         self._calls.put(function)
-        self._awake.set()
 
     # --- in the pump's thread -------------------------------------------------------------------------
 
     def _loop(self) -> None:
-        while not self._closed:
-            self._awake.clear()
-            while not self._calls.empty():
-                self._calls.get()()
-            must_poll = False
-            for lane in self._lanes:
-                must_poll = self._advance(lane) or must_poll
-            self._awake.wait(POLL_S if must_poll else None)
+        wake_promptly()
+        timeout_s: float | None = None
+        with torch.inference_mode():
+            while not self._closed:
+                self._take_calls(timeout_s)
+                must_poll = False
+                for lane in self._lanes:
+                    must_poll = self._advance(lane) or must_poll
+                timeout_s = POLL_S if must_poll else None
         for lane in self._lanes:
             lane.stream.close()
+
+    def _take_calls(self, timeout_s: float | None) -> None:
+        """Do what was asked, waiting at most so long (None: until something is) for the first."""
+        try:
+            call = self._calls.get(timeout=timeout_s)
+            while True:
+                if call is not None:
+                    call()
+                call = self._calls.get_nowait()
+        except Empty:
+            return
 
     def _advance(self, lane: Lane) -> bool:
         """Tell what has passed, launch what can be; True while the lane must be polled."""
@@ -159,11 +179,15 @@ class Pump:
                 self._results[job.dispatch.id] = job.results
             self._complete(job)
         elif job.stopping and 0 < job.launched == len(job.ends_at) < job.n_segments:
-            self._kept[job.dispatch.id] = (job.model.metadata.name, lane.stream.keep(job))
-            self._complete(job, next_segment=job.dispatch.first_segment + job.launched)
+            self._guarded(job, lambda job: self._keep(lane, job))
+            stopped_at = None if job.error else job.dispatch.first_segment + job.launched
+            self._complete(job, job.error, next_segment=stopped_at)
         else:
             return False
         return True
+
+    def _keep(self, lane: Lane, job: Job) -> None:
+        self._kept[job.dispatch.id] = (job.model, lane.stream.keep(job))
 
     def _complete(
         self, job: Job, error: str | None = None, *, next_segment: int | None = None, lane_lost: bool = False
@@ -204,9 +228,11 @@ class Pump:
     def _start(self, job: Job) -> None:
         lane = self._lanes[job.dispatch.lane]
         if job.dispatch.resumes is not None:
-            _, job.resumed = self._kept.pop(job.dispatch.resumes, ("", None))
-            if job.resumed is None:
+            model, job.resumed = self._kept.pop(job.dispatch.resumes, (None, None))
+            if model is not job.model:  # also when another version was loaded meanwhile
                 job.error = "what it should go on with is gone"
+        if lane.lost:
+            job.error = "its lane was lost and is not back yet"
         job.behind = bool(lane.jobs)
         lane.jobs.append(job)
         self._guarded(job, lane.stream.stage)
@@ -224,19 +250,38 @@ class Pump:
         if job is not lane.jobs[0]:
             if not job.launched:
                 lane.jobs.remove(job)
+                lane.stream.withdraw(job)
             self._complete(job, f"withdrawn before it started: {reason}")
             return
-        others, lane.jobs = list(lane.jobs)[1:], deque()
+        if lane.lost:
+            return
+        others, lane.jobs, lane.lost = list(lane.jobs)[1:], deque(), True
         lane.stream.close()
         self._complete(job, reason, lane_lost=True)
         for other in others:
             self._complete(other, "withdrawn before it started: its lane was lost", lane_lost=True)
-        lane.stream = self._new_stream(lane.index)
+        threading.Thread(
+            target=self._make_anew, args=(lane,), name=f"cotenant-restart-{lane.index}", daemon=True
+        ).start()
+
+    def _make_anew(self, lane: Lane) -> None:
+        """In a thread of its own. A lane that cannot be made again (no memory) stays lost."""
+        try:
+            stream = self._new_stream(lane.index)
+        except Exception as error:
+            warnings.warn(f"lane {lane.index} cannot be restarted: {describe(error)}", stacklevel=1)
+            return
+        self._call(lambda: self._restarted(lane, stream))
+
+    def _restarted(self, lane: Lane, stream: Stream) -> None:
+        lane.stream, lane.lost = stream, False
         if self._sink is not None:
             self._sink(Device("restarted", lane.index))
 
-    def _forget(self, model: str) -> None:
-        self._kept = {number: kept for number, kept in self._kept.items() if kept[0] != model}
+    def _forget(self, model: TorchModel) -> None:
+        self._kept = {number: kept for number, kept in self._kept.items() if kept[0] is not model}
+        for lane in self._lanes:
+            lane.stream.forget(model)
 
     def _find(self, dispatch_id: int) -> tuple[Lane | None, Job | None]:
         for lane in self._lanes:

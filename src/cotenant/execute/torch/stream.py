@@ -92,6 +92,14 @@ class Stream(Protocol):
         """The intermediate tensors of a job that stopped at a boundary, safe from later runs."""
         ...
 
+    def withdraw(self, job: Job) -> None:
+        """Take back what was staged of a job that will not go on."""
+        ...
+
+    def forget(self, model: TorchModel) -> None:
+        """Drop what is held for a model, after the jobs that were staged before."""
+        ...
+
     def close(self) -> None:
         """Run nothing more; what is running is abandoned. Returns at once."""
         ...
@@ -112,7 +120,7 @@ class CpuStream:
         self._cores = cores
         self._clock = clock
         self._wake = wake
-        self._work: SimpleQueue[tuple[Callable[[Job], None], Job] | None] = SimpleQueue()
+        self._work: SimpleQueue[tuple[Callable[[Any], None], Job | TorchModel] | None] = SimpleQueue()
         self._batchers: dict[str, tuple[TorchModel, Batcher]] = {}
         self._closed = False
         self._thread = threading.Thread(target=self._loop, name=name, daemon=True)
@@ -134,6 +142,12 @@ class CpuStream:
     def keep(self, job: Job) -> Any:
         return job.state
 
+    def withdraw(self, job: Job) -> None:
+        """Nothing: the job holds its tensors itself."""
+
+    def forget(self, model: TorchModel) -> None:
+        self._work.put((self._drop, model))
+
     def close(self) -> None:
         self._closed = True
         self._work.put(None)
@@ -152,14 +166,22 @@ class CpuStream:
                 entry = self._work.get()
                 if entry is None or self._closed:
                     return
-                do, job = entry
-                if job.error is None:
+                do, subject = entry
+                if not isinstance(subject, Job):
+                    do(subject)
+                elif subject.error is None:
                     try:
-                        do(job)
+                        do(subject)
                     except Exception as error:
-                        job.error = describe(error)
+                        subject.error = describe(error)
                 self._wake()
-                del entry, do, job
+                del entry, do, subject
+
+    def _drop(self, model: TorchModel) -> None:
+        """A replaced model's batcher may already be that of its successor."""
+        known = self._batchers.get(model.metadata.name)
+        if known is not None and known[0] is model:
+            del self._batchers[model.metadata.name]
 
     def _batcher(self, model: TorchModel) -> Batcher:
         name = model.metadata.name

@@ -159,6 +159,8 @@ def blueprint(name: str, *, small: bool, seed: int = 0, dtype: torch.dtype | Non
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         module = (entry.small if small else entry.large)(dtype).to(dtype)
+    if not small:  # as the images are, or every run would turn the weights round
+        module = module.to(memory_format=torch.channels_last)
     inputs = entry.inputs(small)
     return Blueprint(
         module=module.eval(),
