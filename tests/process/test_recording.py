@@ -86,8 +86,8 @@ def test_profile_corun_records_a_data_set_and_continues_it(
 ) -> None:
     base = tmp_path / "out" / "corun"
     command = [
-        sys.executable, "-m", "cotenant", "profile", str(config(CONFIG)), "--corun", "--no-probe", "--record", str(base),
-        "--seconds", "1", "--store", str(tmp_path / "store"),
+        sys.executable, "-m", "cotenant", "profile", str(config(CONFIG)), "--corun", "--no-probe", "--record",
+        str(base), "--seconds", "1", "--store", str(tmp_path / "store"),
     ]  # fmt: skip
     sizes = []
     for _ in range(2):
