@@ -3,14 +3,17 @@
 How this works. The same load, 0.7 of the measured capacity, is offered twice for 120 s to the engine in
 process, from the same seed: once as the server runs, once with learning switched off (profile times, and the
 bounds that follow from them). From 20 to 80 s `neighbour.py` runs, which the server knows nothing of, limited
-so that saturated capacity falls to about 80 %; both capacities are measured first, in the same way. Attainment
-counts every request by its arrival. Three conditions:
+so that saturated capacity falls to about 80 %; both capacities are measured first, in the same way.
+Attainment counts every request by its arrival. Three conditions:
 
     1. from 20 to 60 s after the neighbour's start, attainment >= 0.95 min(1, remaining capacity / offered)
     2. in that time at least 10 points more than with learning off
     3. from 20 s after its end on, within 2 points of before it came
 
-    python experiments/closed_loop.py [--seconds 120] [--json FILE] [--plot FILE]
+The two runs follow one another, so a machine that others use says little: how many cores they took is kept
+with each run, and said.
+
+    python experiments/closed_loop.py --json benchmarks/results/closed_loop.json --plot docs/closed_loop.png
 """
 
 from __future__ import annotations
@@ -19,6 +22,7 @@ import argparse
 import asyncio
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -61,6 +65,8 @@ class Run:
     beside: float
     after: float
     outcomes_beside: dict[str, int]
+    others_cores: float
+    """Cores that neither the server nor the neighbour used but somebody did, on average."""
     report: dict[str, Any]
 
 
@@ -81,6 +87,15 @@ def neighbour(share: float, *, after_s: float = 0.0, seconds: float = 3600.0) ->
 
 
 # --- measuring --------------------------------------------------------------------------------------------
+
+
+def used_by_others_s() -> float:
+    """CPU seconds since boot that neither this process nor its ended children used; Linux only."""
+    fields = Path("/proc/stat").read_text().partition("\n")[0].split()[1:9]
+    user, nice, system, _, _, irq, softirq, steal = (int(field) for field in fields)
+    busy_s = (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK")
+    ours = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return busy_s - sum(usage.ru_utime + usage.ru_stime for usage in ours)
 
 
 def capacities(prepared: Prepared, scenario: Scenario, seconds: float) -> tuple[float, float, float]:
@@ -106,6 +121,7 @@ def run(prepared: Prepared, scenario: Scenario, capacity: float, share: float, l
     phase_s = scenario.load.duration_s / PHASES
     recorder = Recorder(prepared.executor.lanes)
     predictor = predictor_of(prepared, FluidConfig(learns=learns))
+    others_s = used_by_others_s()
     with neighbour(share, after_s=phase_s, seconds=3 * phase_s):
         report = asyncio.run(
             run_live(
@@ -130,6 +146,7 @@ def run(prepared: Prepared, scenario: Scenario, capacity: float, share: float, l
         beside=attainment(judged) or 0.0,
         after=attainment(between(5, 6)) or 0.0,
         outcomes_beside={kind.value: sum(1 for o in judged if o.kind is kind) for kind in OutcomeKind},
+        others_cores=(used_by_others_s() - others_s) / report["wall_s"],
         report=report,
     )
 
@@ -177,13 +194,16 @@ def plot(path: Path, runs: Sequence[Run], seconds: float, share_left: float) -> 
     pyplot.close(figure)
 
 
+KEPT_OF_RUN = ("before", "beside", "after", "outcomes_beside", "others_cores", "windows")
+
+
 def facts(one: Run) -> dict[str, Any]:
     """What of a run is committed."""
     kept = ("offered", "ok", "late", "rejected", "expired", "cancelled", "failed", "attainment", "p99_ms",
             "device_busy", "prediction", "decision_us")  # fmt: skip
     return {
         "learns": one.learns,
-        **{name: getattr(one, name) for name in ("before", "beside", "after", "outcomes_beside", "windows")},
+        **{name: getattr(one, name) for name in KEPT_OF_RUN},
         "report": {name: one.report[name] for name in kept},
     }
 
@@ -212,7 +232,8 @@ def main() -> int:
     for one in runs:
         note(
             f"learning {'on' if one.learns else 'off'}: before {one.before:.3f}, "
-            f"beside {one.beside:.3f} {one.outcomes_beside}, after {one.after:.3f}"
+            f"beside {one.beside:.3f} {one.outcomes_beside}, after {one.after:.3f}; "
+            f"others used {one.others_cores:.2f} cores{' (NOT QUIET)' if one.others_cores > 0.15 else ''}"
         )
     for condition in conditions:
         note(f"{condition['name']}: {condition['figure']:.3f} ({condition['bound']:.3f}) {condition['met']}")
