@@ -28,9 +28,9 @@ from cotenant.execute.model import example_inputs
 from cotenant.execute.onnx_model import inspect
 from cotenant.execute.onnx_session import without_paths
 from cotenant.ports import Executor, LaneInfo, Learner, Observer, Predictor
-from cotenant.predict.fluid import FluidPredictor
+from cotenant.predict.fluid import FluidConfig, FluidPredictor
 from cotenant.predict.pair_map import ReducedMap
-from cotenant.predict.solo import SoloPredictor
+from cotenant.predict.solo import SoloConfig, SoloPredictor
 from cotenant.profile.demand import feature_table
 from cotenant.profile.drive_lanes import LaneDriver, MeasureError
 from cotenant.profile.export import ScenarioProfile, load_profile, scenario_profile
@@ -244,17 +244,27 @@ def _stored_profile(scenario: Scenario, where: Places) -> ScenarioProfile | None
 
 
 def make_predictor(
-    profiles: StoredProfiles, features: FeatureTable, lanes: Sequence[LaneInfo]
+    profiles: StoredProfiles,
+    features: FeatureTable,
+    lanes: Sequence[LaneInfo],
+    config: FluidConfig | None = None,
 ) -> FluidPredictor:
     """The predictor that the server runs, nothing learned yet. Raises nothing for what was not measured: it
     is known by its solo profile."""
+    config = config or FluidConfig()
     return FluidPredictor(
         features,
         ReducedMap(features).begin(),
         profiles=profiles,
-        screen=SoloPredictor(profiles),
+        screen=SoloPredictor(profiles, SoloConfig(learns=config.learns)),
         lanes=lanes,
+        config=config,
     )
+
+
+def predictor_of(prepared: Prepared, config: FluidConfig | None = None) -> FluidPredictor:
+    """A predictor for the prepared device, nothing learned yet."""
+    return make_predictor(prepared.profiles, prepared.features, prepared.executor.lanes, config)
 
 
 def make_scheduler(
@@ -268,13 +278,15 @@ def make_engine(
     prepared: Prepared,
     policy: str | Policy = "default",
     *,
+    predictor: FluidPredictor | None = None,
     clock: Clock | None = None,
     observers: Sequence[Observer] = (),
     log_path: Path | None = None,
 ) -> Engine:
-    """An engine on the prepared device. Nothing runs before its `start`."""
+    """An engine on the prepared device, with a predictor that may have learned already. Nothing runs before
+    its `start`."""
     chosen = make_policy(policy) if isinstance(policy, str) else policy
-    predictor = make_predictor(prepared.profiles, prepared.features, prepared.executor.lanes)
+    predictor = predictor or predictor_of(prepared)
     scheduler = make_scheduler(chosen, predictor, prepared.executor.lanes, prepared.specs)
     log: Log | None = None
     if log_path is not None:

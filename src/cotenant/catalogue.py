@@ -33,6 +33,10 @@ class Places:
         """The profile database."""
         return self.store / "profiles.sqlite"
 
+    def learned(self, config: Path) -> Path:
+        """What a server with this configuration has learned."""
+        return self.store / "learned" / f"{config.stem}.state"
+
     @property
     def coruns(self) -> Path:
         """Recordings of co-runs."""

@@ -63,11 +63,12 @@ def serve(
     store: StoreOption = None,
 ) -> None:
     """Run the server."""
-    from cotenant.assemble import prepare
+    from cotenant.assemble import predictor_of, prepare
     from cotenant.catalogue import places
     from cotenant.experiment.coruns import recorded_live
     from cotenant.host import HostConfig
     from cotenant.host import serve as host_serve
+    from cotenant.learned import checkpointed
     from cotenant.schedule.policies import make_policy
 
     if grpc_port is not None:
@@ -83,8 +84,12 @@ def serve(
         log_path = where.store / "logs" / "events.log" if scenario.server.event_log else None
         config = HostConfig(host=host, http_port=http_port, policy=policy, log_path=log_path)
         base = record or where.coruns / "live" / scenario.path.stem
-        with recorded_live(prepared, base, record_mb, _warn) as recorders:
-            _run_loop(host_serve(prepared, config, _say_ready, recorders))
+        predictor, learned = predictor_of(prepared), where.learned(scenario.path)
+        with (
+            recorded_live(prepared, base, record_mb, _warn) as recorders,
+            checkpointed(prepared, predictor, learned, _note) as checkpointer,
+        ):
+            _run_loop(host_serve(prepared, config, _say_ready, [*recorders, checkpointer], predictor))
 
 
 @app.command()
@@ -298,6 +303,10 @@ def _say_ready(url: str) -> None:
 
 def _warn(message: str) -> None:
     to_stderr.print(f"[yellow]warning:[/] {escape(message)}", highlight=False, soft_wrap=True)
+
+
+def _note(message: str) -> None:
+    to_stderr.print(f"learned: {message}", highlight=False, markup=False, soft_wrap=True)
 
 
 def _fail(message: str) -> typer.Exit:

@@ -28,8 +28,6 @@ from cotenant.domain import NS_PER_S, Variant
 from cotenant.ports import LaneInfo
 from cotenant.predict import estimator_kernels as compiled
 from cotenant.predict.estimator_kernels import (
-    HALF_LIFE,
-    LEARNED_AT,
     MAX_CROWD,
     MEAN,
     PRIOR_MEAN,
@@ -383,18 +381,17 @@ class Estimator:
         trace = float((self.root**2).sum())
         self.root *= min(LOOSENED, max(1.0, math.sqrt(len(self.theta) / trace)))
 
-    def terms(self) -> list[tuple[tuple[Hashable, ...], tuple[float, ...]]]:
-        """Every scalar term that was learned: its name, and mean, variance and instant."""
-        wanted = (MEAN, VARIANCE, PRIOR_MEAN, PRIOR_VARIANCE, LEARNED_AT, HALF_LIFE)
-        return [
-            (key, tuple(float(self.level[slot, column]) for column in wanted))
-            for key, slot in self._keys.items()
-        ]
+    def terms(self) -> tuple[Sequence[tuple[Hashable, ...]], Array]:
+        """Every scalar term: names, and a copy of their rows of `level`. Names are only ever added, behind
+        these; the sequence is the estimator's own, so there may be more of them later."""
+        return self._names, self.level[: len(self._names)].copy()
 
-    def take_terms(self, terms: Sequence[tuple[tuple[Hashable, ...], tuple[float, ...]]]) -> None:
-        """Take over terms that were stored."""
-        for key, values in terms:
-            slot = self._slot(tuple(key), 0.0, 1.0, math.inf)
+    def take_terms(self, names: Sequence[tuple[Hashable, ...]], level: Array) -> None:
+        """Take over terms that were stored; every other one is its prior again."""
+        self.level[:, MEAN] = self.level[:, PRIOR_MEAN]
+        self.level[:, VARIANCE] = self.level[:, PRIOR_VARIANCE]
+        for name, values in zip(names, level, strict=True):
+            slot = self._slot(name, 0.0, 1.0, math.inf)
             self.level[slot] = values
 
 

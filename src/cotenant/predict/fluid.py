@@ -11,7 +11,7 @@ and loosens the other.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -80,6 +80,7 @@ class FluidPredictor:
         self.config = config or FluidConfig()
         self.features = features
         self.estimator = Estimator(features, pair_map, lanes, self.config.estimator)
+        self.pair_map = fluid_state.digest(features, pair_map.n_features)
         self.calibrator = Calibrator(CalibrateConfig(memory_location=MEMORY))
         self.drift = DriftDetector()
         self.handover = Handover()
@@ -149,6 +150,7 @@ class FluidPredictor:
             slowdowns.append((o.ended_at - o.started_at) / victim.solo_ns)
         reduced = ReducedMap(self.features).fit(pairs, np.array(slowdowns))
         self.estimator = Estimator(self.features, reduced, self.estimator.lanes, self.config.estimator)
+        self.pair_map = fluid_state.digest(self.features, reduced.n_features)
         self.estimator.begin_with(reduced.theta, reduced.covariance)
         self._courses = Courses(self.estimator, joiners=self.config.joiners)
         known = {id(o) for o in steady} if len(pairs) >= FEWEST_LABELS else set()
@@ -239,10 +241,16 @@ class FluidPredictor:
         self._solo.clear()
 
     def state(self) -> bytes:
-        return fluid_state.encode(self)
+        return self.copied()()
 
-    def restore(self, state: bytes) -> None:
-        fluid_state.decode(self, state)
+    def copied(self) -> Callable[[], bytes]:
+        """A copy of the state that costs tens of microseconds; what is returned encodes it, on any thread."""
+        return fluid_state.copied(self)
+
+    def restore(self, state: bytes, moved_ns: int = 0) -> None:
+        """See the port. `moved_ns` is added to every instant in it: for a clock that has begun anew. Moved by
+        whole steps of `DECAY_STEP_NS`, it predicts so much later exactly what it predicted before."""
+        fluid_state.decode(self, state, moved_ns)
         self._solo.clear()
 
 

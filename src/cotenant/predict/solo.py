@@ -17,9 +17,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import dataclass, field
 
 import msgspec
+from msgspec import structs
 
 from cotenant.domain import (
     LEVELS,
@@ -90,6 +92,39 @@ class State(msgspec.Struct):
     handovers: list[tuple[int, float]] = msgspec.field(default_factory=list)
     handover: tuple[float, ...] = (0.0,) * len(LEVELS)
     handover_at: int = 0
+
+    def copied(self) -> State:
+        """A copy that costs microseconds."""
+        return structs.replace(
+            self,
+            variants={label: copy(correction) for label, correction in self.variants.items()},
+            models={model: copy(correction) for model, correction in self.models.items()},
+            residuals={model: ring.copy() for model, ring in self.residuals.items()},
+            offsets=self.offsets.copy(),
+            scored_at=self.scored_at.copy(),
+            handovers=self.handovers.copy(),
+        )
+
+    def moved(self, by_ns: int) -> State:
+        """The same, learned so much later (ns)."""
+
+        def later(corrections: dict[str, Correction]) -> dict[str, Correction]:
+            return {
+                name: structs.replace(correction, learned_at=correction.learned_at + by_ns)
+                for name, correction in corrections.items()
+            }
+
+        return structs.replace(
+            self,
+            variants=later(self.variants),
+            models=later(self.models),
+            residuals={
+                model: [(at + by_ns, value) for at, value in ring] for model, ring in self.residuals.items()
+            },
+            scored_at={model: at + by_ns for model, at in self.scored_at.items()},
+            handovers=[(at + by_ns, waited_ns) for at, waited_ns in self.handovers],
+            handover_at=self.handover_at + by_ns,
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -330,11 +365,19 @@ class SoloPredictor:
             decoded = msgspec.msgpack.decode(state, type=State)
         except msgspec.MsgspecError as error:
             raise ValueError(f"the learned state cannot be read: {error}") from error
-        if decoded.format != STATE_FORMAT:
+        self.take(decoded)
+
+    def copied(self) -> State:
+        """A copy of what is learned, for microseconds."""
+        return self._state.copied()
+
+    def take(self, state: State) -> None:
+        """Take over a state and keep it. Raises ValueError when it cannot be used."""
+        if state.format != STATE_FORMAT:
             raise ValueError(
-                f"the learned state has format {decoded.format}, this version reads {STATE_FORMAT}"
+                f"the learned state has format {state.format}, this version reads {STATE_FORMAT}"
             )
-        self._state = decoded
+        self._state = state
         self._forget_cached()
 
     # --- inside ---------------------------------------------------------------------------------------
