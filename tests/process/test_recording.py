@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -91,7 +92,10 @@ def test_profile_corun_records_a_data_set_and_continues_it(
     ]  # fmt: skip
     sizes = []
     for _ in range(2):
-        done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=120, check=False,
+            env={**os.environ, "PYTHONFAULTHANDLER": "1"},
+        )  # fmt: skip
         assert done.returncode == 0, done.stderr
         assert "slowdown median" in " ".join(done.stdout.split())
         sizes.append(read_dataset(base).n)

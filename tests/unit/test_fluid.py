@@ -180,8 +180,9 @@ def test_what_is_impossible_or_not_finite_is_refused_and_counted() -> None:
 
 def test_a_state_of_other_features_or_a_damaged_one_is_refused_and_changes_nothing() -> None:
     of = taught(1.5, n=20)
-    other = predictor()
-    other.features.add(WorkloadFeatures(variant=A, share=1.0, solo_ns=1.0, demand=(0.5,), statics=(1.0,)))
+    features = table()
+    features.add(WorkloadFeatures(variant=A, share=1.0, solo_ns=1.0, demand=(0.5,), statics=(1.0,)))
+    other = FluidPredictor(features, ReducedMap(features).begin(), lanes=LANES)
     before = other.state()
     with pytest.raises(ValueError, match="other measured features"):
         other.restore(of.state())
