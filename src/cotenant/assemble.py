@@ -31,6 +31,7 @@ from cotenant.ports import Executor, LaneInfo, Learner, Observer, Predictor
 from cotenant.predict.fluid import FluidConfig, FluidPredictor
 from cotenant.predict.pair_map import ReducedMap
 from cotenant.predict.solo import SoloConfig, SoloPredictor
+from cotenant.predict.warm_up import warm_up
 from cotenant.profile.demand import feature_table
 from cotenant.profile.drive_lanes import LaneDriver, MeasureError
 from cotenant.profile.export import ScenarioProfile, load_profile, scenario_profile
@@ -252,6 +253,7 @@ def make_predictor(
     """The predictor that the server runs, nothing learned yet. Raises nothing for what was not measured: it
     is known by its solo profile."""
     config = config or FluidConfig()
+    warm_up()
     return FluidPredictor(
         features,
         ReducedMap(features).begin(),
