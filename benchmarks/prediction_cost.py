@@ -24,6 +24,7 @@ from common import Row, arguments, finish, table
 from cotenant.domain import (
     Candidate,
     InFlight,
+    LaneUse,
     LoadEstimate,
     Observation,
     Overlap,
@@ -84,7 +85,10 @@ def snapshot() -> Snapshot:
         )  # fmt: skip
 
     mix = tuple((Variant(f"m{k}", 1), 1 / N_MODELS) for k in range(N_MODELS))
-    load = LoadEstimate(models={}, refill=0.8, busy=0.5, fill_per_s=50.0, span_ns=1e7, variants=mix)
+    uses = tuple(LaneUse(lane=i, fill_per_s=50.0, refill=0.8) for i in range(N_LANES))
+    load = LoadEstimate(
+        models={}, refill=0.8, busy=0.5, fill_per_s=50.0, span_ns=1e7, variants=mix, lanes=uses
+    )
     return Snapshot(at=NOW, in_flight=tuple(flight(i) for i in range(N_BESIDE)), load=load)
 
 
@@ -100,7 +104,7 @@ def integration(table: FeatureTable) -> Callable[[], Any]:
     demands = np.array([w.segment_demand for w in chosen])
     arrays = (
         runs, segments, demands, demands.mean(axis=1), rng.random((n, n)), np.full(len(RESOURCES), 0.5),
-        np.ones(MAX_CROWD + 1), np.array([0.5, 1e7, 0.8, 0.0]), rng.random((n, N_LANES)) / 4,
+        np.ones(MAX_CROWD + 1), np.tile([0.5, 1e7, 0.8, 0.0], (N_LANES, 1)), rng.random((n, N_LANES)) / 4,
     )  # fmt: skip
     members = np.arange(n)
     return lambda: integrate(members, *arrays, finish)

@@ -159,11 +159,20 @@ class ModelLoad(Struct, frozen=True, kw_only=True, gc=False):
     mix: float
 
 
+class LaneUse(Struct, frozen=True, kw_only=True, gc=False):
+    """Rate at which a lane that is idle is taken, and the chance that it is taken at once when it is
+    freed."""
+
+    lane: int
+    fill_per_s: float
+    refill: float
+
+
 class LoadEstimate(Struct, frozen=True, kw_only=True):
     """What the load meter says at an instant. `refill` is the chance that a freed lane is refilled at once;
     `busy` the recent share of lanes in use (0..1); `fill_per_s` the rate at which an idle lane is taken;
     `span_ns` the mean span for which a lane is then in use; `variants` the mix of what is dispatched (shares
-    that add up to 1, the most frequent first)."""
+    that add up to 1, the most frequent first); `lanes` says it lane by lane, of those that were ever used."""
 
     models: dict[str, ModelLoad]
     refill: float
@@ -171,6 +180,7 @@ class LoadEstimate(Struct, frozen=True, kw_only=True):
     fill_per_s: float = 0.0
     span_ns: float = 0.0
     variants: tuple[tuple[Variant, float], ...] = ()
+    lanes: tuple[LaneUse, ...] = ()
 
 
 class Snapshot(Struct, frozen=True, kw_only=True):

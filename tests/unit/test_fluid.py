@@ -13,6 +13,7 @@ from cotenant.domain import (
     NS_PER_S,
     Candidate,
     InFlight,
+    LaneUse,
     LoadEstimate,
     Observation,
     Overlap,
@@ -137,7 +138,10 @@ def test_a_staged_run_begins_when_the_one_before_it_ends() -> None:
 
 
 def test_likely_joiners_make_it_later_and_are_left_out_on_demand() -> None:
-    load = LoadEstimate(models={}, refill=0.9, busy=0.9, fill_per_s=500.0, span_ns=2e7, variants=((C, 1.0),))
+    load = LoadEstimate(
+        models={}, refill=0.9, busy=0.9, fill_per_s=500.0, span_ns=2e7, variants=((C, 1.0),),
+        lanes=tuple(LaneUse(lane=i, fill_per_s=500.0, refill=0.9) for i in range(3)),
+    )  # fmt: skip
     candidate = Candidate(variant=A, lane=0, start_at=NOW)
     quiet, busy = Snapshot(at=NOW, in_flight=()), Snapshot(at=NOW, in_flight=(), load=load)
     assert finish_ms(predictor(), busy, candidate) > 1.1 * finish_ms(predictor(), quiet, candidate)

@@ -46,7 +46,7 @@ def case(seed: int, n: int, n_lanes: int, n_resources: int = 3) -> tuple[Any, ..
         runs[e, LANE] = e if e < n_lanes else -1
         means[e] = segments[e, :k] @ demands[e, :k] / segments[e, :k].sum()
     crowd = np.concatenate([np.ones(2), 0.6 + rng.random(MAX_CROWD - 1)])
-    joiners = np.array([0.6, 3e6, 0.8, 0.1])
+    joiners = np.array([[0.6, 3e6, 0.8, 0.1 * lane] for lane in range(n_lanes)]).reshape(-1, 4)
     return (
         runs, segments, demands, means, rng.random((n, n)), rng.random(n_resources) * 2 - 0.5, crowd, joiners,
         rng.random((n, n_lanes)) / 2,
@@ -55,7 +55,7 @@ def case(seed: int, n: int, n_lanes: int, n_resources: int = 3) -> tuple[Any, ..
 
 def slow(runs, segments, demands, means, excess, weights, crowd, joiners, joiner_excess) -> list[float]:
     n, n_lanes = joiner_excess.shape
-    since, first = [0.0] * n_lanes, [joiners[IDLE]] * n_lanes
+    since, first = [0.0] * n_lanes, joiners[:, IDLE].tolist()
     taken = [int((runs[:, LANE] == lane).sum()) for lane in range(n_lanes)]
 
     def slowdown(run, others, now: float) -> float:
@@ -67,8 +67,9 @@ def slow(runs, segments, demands, means, excess, weights, crowd, joiners, joiner
         total *= crowd[min(len(others), MAX_CROWD)]
         for lane in range(n_lanes):
             if not taken[lane]:
-                gone = math.exp(-(now - since[lane]) / joiners[TAU])
-                total += joiner_excess[e, lane] * (joiners[LIKELY] + (first[lane] - joiners[LIKELY]) * gone)
+                likely = joiners[lane, LIKELY]
+                gone = math.exp(-(now - since[lane]) / joiners[lane, TAU])
+                total += joiner_excess[e, lane] * (likely + (first[lane] - likely) * gone)
         return float(runs[e, PACE] * (1 + max(0.0, total)))
 
     def ended(e: int, now: float) -> None:
@@ -76,7 +77,7 @@ def slow(runs, segments, demands, means, excess, weights, crowd, joiners, joiner
         if lane >= 0:
             taken[lane] -= 1
             if not taken[lane]:
-                since[lane], first[lane] = now, joiners[REFILL]
+                since[lane], first[lane] = now, joiners[lane, REFILL]
 
     courses = []
     for e in range(n):
@@ -84,7 +85,7 @@ def slow(runs, segments, demands, means, excess, weights, crowd, joiners, joiner
         pieces = (segments[e, first_segment] * runs[e, LEFT], *segments[e, first_segment + 1 : last])
         after = None if runs[e, AFTER] < 0 else int(runs[e, AFTER])
         courses.append(Course(pieces=pieces, first=first_segment, start=runs[e, START], after=after))
-    return replay(courses, slowdown, longest_step=joiners[TAU] if n_lanes else math.inf, ended=ended)
+    return replay(courses, slowdown, longest_step=joiners[0, TAU] if n_lanes else math.inf, ended=ended)
 
 
 @settings(max_examples=120, deadline=None)

@@ -191,7 +191,8 @@ class Replay:
         flights[k] = _Flight(number, row, at, lane, max(1, len(row.segment_ends_ms)))
         for flight in flights.values():
             flight.n_most = max(flight.n_most, len(flights) - 1)
-        self._meter.dispatched(row.variant, at)
+        idle = all(other.lane != lane for other in flights.values() if other.number != number)
+        self._meter.dispatched(row.variant, lane if idle else -1, at)
         self._busy(flights, at)
         candidate = Candidate(variant=row.variant, lane=lane, start_at=at, share=row.share)
         return Dispatched(number=number, row=row, snapshot=snapshot, candidate=candidate)
@@ -218,6 +219,8 @@ class Replay:
                 _closed(overlap, at) if overlap.dispatch_id == flight.number else overlap
                 for overlap in other.overlaps
             ]
+        if all(other.lane != flight.lane for other in flights.values()):
+            self._meter.freed(flight.lane, at)
         self._busy(flights, at)
         issued = self._issued.pop(flight.number, None)
         predictions = () if issued is None else (issued,)

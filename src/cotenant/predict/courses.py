@@ -15,9 +15,9 @@ import numpy as np
 
 from cotenant.domain import NS_PER_S, Candidate, InFlight, LoadEstimate, Overlap, Snapshot, Variant
 from cotenant.predict.estimator import Estimator, Known
-from cotenant.predict.kernel import MOST_IN_MIX, Array, forecast
+from cotenant.predict.kernel import MOST_IN_MIX, TAU, Array, forecast
 
-NOBODY = np.array([0.0, 1e12, 0.0, 0.0])
+NEVER_NS = 1e12
 REMEMBERED = 256
 
 
@@ -191,17 +191,21 @@ class Courses:
         """How likely lanes are taken, and for each run and lane the relation (column of the mix's rows)."""
         estimator = self._estimator
         n_lanes = len(estimator.lanes)
-        likely = load is not None and load.fill_per_s > 0 and load.span_ns > 0 and bool(load.variants)
+        likely = load is not None and load.span_ns > 0 and bool(load.lanes) and bool(load.variants)
         if load is None or not likely or not self._joiners or not n_lanes:
-            return NOBODY, np.zeros((len(knowns), 0), np.int64)
+            return np.zeros((0, 4)), np.zeros((len(knowns), 0), np.int64)
         if load.variants is not self._mix:
             self._take_mix(load.variants)
         for known in knowns:
             if known.index not in self._mix_done:
                 self._fill_mix(known)
         leave_per_s = NS_PER_S / load.span_ns
-        both = load.fill_per_s + leave_per_s
-        joiners = np.array([load.fill_per_s / both, NS_PER_S / both, load.refill, 0.0])
+        joiners = np.zeros((n_lanes, 4))
+        joiners[:, TAU] = NEVER_NS
+        for use in load.lanes:
+            if use.lane < n_lanes:
+                both = use.fill_per_s + leave_per_s
+                joiners[use.lane] = (use.fill_per_s / both, NS_PER_S / both, use.refill, 0.0)
         return joiners, estimator.lane_relations[np.array(lanes, np.int64)]
 
     def _take_mix(self, mix: tuple[tuple[Variant, float], ...]) -> None:

@@ -42,7 +42,7 @@ from cotenant.profile.features import FeatureTable
 LEAST_SIGMA, LARGEST_SIGMA, UNPROFILED_SIGMA = 0.03, 0.5, 0.2
 """Spread (log) that a profile is believed to have: bounds, and where there is none."""
 DEFAULT_LEVEL = 0.99
-MEMORY = 40.0
+MEMORY = 150.0
 """Completions over which the calibrator averages what is left of the median's error: the pace of each model
 is followed by the estimator already."""
 N_ISSUED = 1 + SLO_COLUMN + 1

@@ -7,8 +7,8 @@ How this works. While run e is in segment k, its slowdown is
 
 with n others active, u the demands of the segments they are in, and excess = slowdown - 1 of the pair over
 whole runs. Lanes without work may be taken by others: such a joiner is there with a probability that tends
-from its value at the instant the lane became free to `joiners[LIKELY]` with the time constant
-`joiners[TAU]`, and adds its mean excess. A pair's term changes only when one of the two passes a boundary,
+from its value at the instant the lane became free to its likely one with the time constant
+its own, and adds its mean excess. A pair's term changes only when one of the two passes a boundary,
 so only those are computed anew.
 """
 
@@ -39,8 +39,8 @@ START, AFTER, PACE, FIRST, LEFT, LANE, N_SEGMENTS = range(7)
 segment it is in, share (0..1) of that segment that is left, lane (-1: none), segments."""
 N_COLUMNS = 7
 LIKELY, TAU, REFILL, IDLE = range(4)
-"""Columns of `joiners`: probability that a lane is taken in the long run, time constant (ns), probability
-that a lane is taken again at once when it becomes free, and that an idle lane is taken now."""
+"""Columns of `joiners` (n_lanes rows): probability that a lane is taken in the long run, time constant (ns),
+probability that it is taken again at once when it becomes free, and that it is taken now, being idle."""
 MOST_IN_MIX = 8
 """Workloads that joiners are made of."""
 LEAST_LEFT = 0.02
@@ -63,11 +63,10 @@ def _modulated(
 @njit(cache=True, fastmath=True, inline="always")
 def _settle(share: Array, taken: Array, joiners: Array, step: float) -> None:
     """Let the probabilities that free lanes are taken tend towards the likely one for `step` ns."""
-    if share.shape[0]:
-        settled = 1.0 - math.exp(-step / joiners[TAU])
-        for lane in range(share.shape[0]):
-            if taken[lane] == 0:
-                share[lane] += (joiners[LIKELY] - share[lane]) * settled
+    for lane in range(share.shape[0]):
+        if taken[lane] == 0:
+            settled = 1.0 - math.exp(-step / joiners[lane, TAU])
+            share[lane] += (joiners[lane, LIKELY] - share[lane]) * settled
 
 
 @njit(cache=True, fastmath=True)
@@ -95,7 +94,7 @@ def integrate(
     state = np.zeros(n, np.int64)  # 0 waits, 1 runs, 2 has ended
     pair = np.zeros((n, n))
     taken = np.zeros(n_lanes, np.int64)
-    share = np.full(n_lanes, joiners[IDLE])
+    share = joiners[:, IDLE].copy()
     rate = np.zeros(n)
     for a in range(n):
         e = members[a]
@@ -151,7 +150,9 @@ def integrate(
             rate[a] = 1.0 / (runs[e, PACE] * (1.0 + max(0.0, total)))
             step = min(step, left[a] / rate[a])
         if n_lanes > 0:
-            step = min(step, joiners[TAU])
+            for lane in range(n_lanes):
+                if taken[lane] == 0:
+                    step = min(step, joiners[lane, TAU])
             _settle(share, taken, joiners, step)
         now += step
         for a in range(n):
@@ -173,7 +174,7 @@ def integrate(
                 if freed >= 0:
                     taken[freed] -= 1
                     if taken[freed] == 0:
-                        share[freed] = joiners[REFILL]
+                        share[freed] = joiners[freed, REFILL]
                 for b in range(n):
                     pair[a, b] = 0.0
                     pair[b, a] = 0.0

@@ -8,13 +8,23 @@ from __future__ import annotations
 
 from functools import cache
 
-from cotenant.domain import Candidate, InFlight, LoadEstimate, Observation, Overlap, Snapshot, Variant
+from cotenant.domain import (
+    Candidate,
+    InFlight,
+    LaneUse,
+    LoadEstimate,
+    Observation,
+    Overlap,
+    Snapshot,
+    Variant,
+)
 from cotenant.ports import LaneInfo
 from cotenant.predict.fluid import FluidPredictor
 from cotenant.predict.pair_map import ReducedMap
 from cotenant.profile.features import FeatureTable
 
 MS = 1_000_000
+LANES = tuple(LaneUse(lane=i, fill_per_s=9.0, refill=0.5) for i in range(2))
 
 
 @cache
@@ -31,7 +41,9 @@ def warm_up() -> None:
         dispatch_id=1, variant=a, lane=0, share=1.0, decided_at=MS, started_at=MS, segment=0, end_segment=1,
         boundary_at=None, overlaps=(overlap,),
     )  # fmt: skip
-    load = LoadEstimate(models={}, refill=0.5, busy=0.5, fill_per_s=9.0, span_ns=5e6, variants=((b, 1.0),))
+    load = LoadEstimate(
+        models={}, refill=0.5, busy=0.5, fill_per_s=9.0, span_ns=5e6, variants=((b, 1.0),), lanes=LANES
+    )
     candidate = Candidate(variant=b, lane=1, start_at=3 * MS)
     predictor.predict(Snapshot(at=3 * MS, in_flight=(flight,), load=load), [candidate])
     run = Observation(

@@ -248,6 +248,8 @@ class Scheduler:
         lane.flights.remove(flight)
         lane.usable = lane.usable and not completion.lane_lost
         view.lanes_changed()
+        if not lane.flights:
+            view.load.freed(completion.lane, view.at)
         self._busy_changed()
         overlap_ends(flight, view.flights.values(), completion.ended_at)
         dispatch = flight.dispatch
@@ -415,7 +417,7 @@ class Scheduler:
         view.flights[dispatch.id] = flight
         if not staged:
             overlap_begins(flight, view.flights.values(), view.at)
-        view.load.dispatched(dispatch.variant, view.at)
+        view.load.dispatched(dispatch.variant, -1 if staged else lane.info.index, view.at)
         self._busy_changed()
         self._actions.append(dispatch)
 

@@ -11,7 +11,10 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from msgspec import structs
+
 from cotenant.domain import NS_PER_MS, NS_PER_S, LoadEstimate, ModelLoad, Request, Variant
+from cotenant.workload.lane_use import LaneMeter
 
 TIME_CONSTANT_S = 5.0
 REFILL_WINDOW_NS = NS_PER_MS
@@ -42,6 +45,7 @@ class OnlineLoadMeter:
     def __init__(self) -> None:
         self._meters: dict[str, _Meter] = {}
         self._mix: dict[Variant, float] = {}
+        self._lane_use = LaneMeter()
         self._busy = 0.0
         self._busy_now = 0.0
         self._busy_at = 0
@@ -72,12 +76,18 @@ class OnlineLoadMeter:
         meter.gap_squared += share * (gap_s * gap_s - meter.gap_squared)
         meter.last_at = max(at, meter.last_at)
 
-    def dispatched(self, variant: Variant, at: int) -> None:
+    def dispatched(self, variant: Variant, lane: int, at: int) -> None:
+        if lane >= 0:
+            self._lane_use.taken(lane, at)
         for known in list(self._mix):
             self._mix[known] *= MIX_MEMORY
             if self._mix[known] < LEAST_IN_MIX / 10:
                 del self._mix[known]
         self._mix[variant] = self._mix.get(variant, 0.0) + 1.0 - MIX_MEMORY
+
+    def freed(self, lane: int, at: int) -> None:
+        if lane >= 0:
+            self._lane_use.freed(lane, at)
 
     def lanes_busy(self, n_busy: int, n_lanes: int, at: int) -> None:
         self._advance(at)
@@ -100,7 +110,7 @@ class OnlineLoadMeter:
     def estimate(self, at: int) -> LoadEstimate:
         fresh = self._cached is not None and at - self._cached_at < STALE_NS
         if self._cached is not None and fresh and self._n_since < STALE_ARRIVALS:
-            return self._cached
+            return structs.replace(self._cached, lanes=self._lane_use.estimate(at))
         self._advance(at)
         rates = {name: self._rate(meter, at) for name, meter in self._meters.items()}
         total = sum(rates.values()) or 1.0
@@ -115,6 +125,7 @@ class OnlineLoadMeter:
             fill_per_s=self._n_taken / self._idle_s if self._idle_s > 0 else 0.0,
             span_ns=NS_PER_S * self._used_s / self._n_freed if self._n_freed > 0 else 0.0,
             variants=self._variants(),
+            lanes=self._lane_use.estimate(at),
         )
         self._cached_at, self._n_since = at, 0
         return self._cached
