@@ -36,7 +36,10 @@ def test_commands_and_flags_exist(page: Path) -> None:
         if name not in commands.commands:
             assert not re.search(rf"(`|^)cotenant {name}\b", page.read_text(), re.M), f"no command {name}"
             continue
-        known = {flag for option in commands.commands[name].params for flag in option.opts}
+        command = commands.commands[name]
+        if isinstance(command, TyperGroup) and rest.split():
+            command = command.commands[rest.split()[0]]
+        known = {flag for option in command.params for flag in option.opts}
         for flag in re.findall(r"(?<!\S)--[a-z-]+", rest.partition("#")[0]):
             assert flag in known, f"{page.name}: cotenant {name} has no {flag}"
 
