@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,9 +11,11 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
+WIDE = 120
+"""Columns of what is not a terminal."""
 study = typer.Typer(no_args_is_help=True, help="Compare predictors on recorded co-runs.")
 to_stderr = Console(stderr=True)
-to_stdout = Console()
+to_stdout = Console(width=None if sys.stdout.isatty() else WIDE)
 
 Base = Annotated[
     Path,
