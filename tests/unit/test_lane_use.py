@@ -11,7 +11,7 @@ RUN = 5 * NS_PER_MS
 
 
 def used(gap_ns: int, n: int = 60) -> tuple[LaneMeter, int]:
-    """A lane 0 that runs for 5 ms and is idle for `gap_ns`, again and again; freed at the instant returned."""
+    """Lane 0 runs for 5 ms and is idle for `gap_ns`, again and again; freed at the instant returned."""
     meter, at = LaneMeter(), NS_PER_S
     for _ in range(n):
         meter.taken(0, at)
