@@ -4,7 +4,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 SECONDS_PER_RUN ?= 6
 
-.PHONY: demo test check audit bench docs torch test-torch clean
+.PHONY: demo test test-slow check audit bench docs torch test-torch clean
 
 $(BIN)/python:
 	@command -v $(PYTHON) >/dev/null 2>&1 && $(PYTHON) -m venv .venv || python3 -m venv .venv
@@ -19,6 +19,9 @@ demo: $(STAMP)  ## load the zoo, profile it, serve mixed load, compare policies 
 
 test: $(STAMP)  ## everything that needs neither torch nor a GPU
 	$(BIN)/python -m pytest -m "not gpu and not torch and not slow"
+
+test-slow: $(STAMP)  ## what takes minutes and needs neither torch nor a GPU
+	$(BIN)/python -m pytest -m "slow and not gpu and not torch" || test $$? -eq 5
 
 torch: $(STAMP)  ## add torch to .venv
 	$(BIN)/python -m pip install -q --disable-pip-version-check -r requirements/torch.txt

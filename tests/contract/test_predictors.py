@@ -16,18 +16,13 @@ from cotenant.testing.predictor_checks import CHECKS, PredictorChecks, case_with
 NEEDS_SKLEARN = ("gaussian-process", "boosting")
 
 
-class Fluid(FluidPredictor):
-    """As the server makes it; what it is fitted on, it learns one by one."""
-
-    name = "fluid"
-
-    def fit(self, observations):
-        for observation in observations:
-            self.learn(observation)
-
-
 def fluid(features, lanes):
-    return Fluid(features, ReducedMap(features).begin(), lanes=lanes)
+    return FluidPredictor(features, ReducedMap(features).begin(), lanes=lanes)
+
+
+def named(name: str):
+    """Those that refit again and again take minutes in all."""
+    return pytest.param(name, marks=pytest.mark.slow) if name.startswith(NEEDS_SKLEARN) else name
 
 
 @cache
@@ -43,7 +38,7 @@ def checks(name: str) -> PredictorChecks:
 
 
 @pytest.mark.parametrize("check", CHECKS)
-@pytest.mark.parametrize("name", ["fluid", "oracle", *ZOO])
+@pytest.mark.parametrize("name", ["fluid", "oracle", *map(named, ZOO)])
 def test_predictor(name, check):
     getattr(checks(name), check)()
 
