@@ -16,7 +16,7 @@ trap 'rm -rf "$temporary"' EXIT
 export PYTHONPATH="$root/src${PYTHONPATH:+:$PYTHONPATH}"
 if ! "$PYTHON" -c "import msgspec" 2>/dev/null; then
   # not into the machine's own packages: they may be read-only, or managed by the system
-  if ! "$PYTHON" -m pip install -q --no-index --no-deps --find-links "$root/wheels" --target "$temporary/packages" msgspec; then
+  if ! "$PYTHON" -m pip install -q --no-index --no-deps --target "$temporary/packages" "$root"/wheels/msgspec-*.whl; then
     echo "msgspec is not installed, and $root/wheels has no wheel of it for $("$PYTHON" -V); put one there" >&2
     exit 2
   fi

@@ -29,6 +29,7 @@ from cotenant.ports import LaneInfo
 from cotenant.predict import estimator_kernels as compiled
 from cotenant.predict.estimator_kernels import (
     MAX_CROWD,
+    MAX_SEGMENTS,
     MEAN,
     PRIOR_MEAN,
     PRIOR_VARIANCE,
@@ -39,7 +40,6 @@ from cotenant.predict.estimator_kernels import (
 )
 from cotenant.profile.features import FeatureTable, WorkloadFeatures
 
-MAX_SEGMENTS = 16
 MOST_ROWS = 4096
 """Pairs whose features are kept; beyond it they are made anew."""
 TERMS_OF_PAIR = 5
@@ -299,16 +299,6 @@ class Estimator:
     def pace(self, known: Known, at: int) -> float:
         """Factor on the solo span of a workload, whatever runs beside it."""
         return float(compiled.pace(self.level, known.own, float(at)))
-
-    def crowd(self, at: int) -> Array:
-        """Factor on the summed excess by the number of others."""
-        return np.asarray(compiled.crowd_factors(self.level, self.crowd_slots, float(at)))
-
-    def excesses(self, rows: Array, at: int) -> Array:
-        """Slowdown - 1 of pairs, rows by n x m indices (negative: 0)."""
-        out = np.zeros(rows.shape)
-        compiled.excesses(rows, *self.beliefs(), float(at), out)
-        return out
 
     def beliefs(self) -> tuple[Any, ...]:
         """What compiled steps take of it."""

@@ -21,6 +21,8 @@ MEAN, VARIANCE, PRIOR_MEAN, PRIOR_VARIANCE, LEARNED_AT, HALF_LIFE = range(6)
 """Columns of `level`: what is believed; what was believed before anything was seen and is returned to;
 instant (ns) of the last step, half-life (ns) of what was learned when nothing is seen."""
 LARGEST_LOG = 4.0
+MAX_SEGMENTS = 16
+"""Segments of a workload; shorter neighbours are put together beyond it."""
 MAX_CROWD = 8
 """Others beyond this many count as so many in `crowd`."""
 LEAST_SLOWDOWN = 0.7

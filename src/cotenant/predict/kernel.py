@@ -23,6 +23,7 @@ from numba import njit
 from cotenant.predict.estimator_kernels import (
     FLOOR,
     MAX_CROWD,
+    MAX_SEGMENTS,
     Tables,
     beside,
     crowd_factors,
@@ -33,7 +34,6 @@ from cotenant.predict.estimator_kernels import (
     walk,
 )
 
-MAX_SEGMENTS = 16
 START, AFTER, PACE, FIRST, LEFT, LANE, N_SEGMENTS = range(7)
 """Columns of `runs`: begin (ns from now), index of the run it waits for (-1: none), own slowdown factor,
 segment it is in, share (0..1) of that segment that is left, lane (-1: none), segments."""
