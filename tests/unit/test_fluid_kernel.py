@@ -97,6 +97,16 @@ def test_the_compiled_integration_agrees_with_the_plain_one(seed: int, n: int, n
     assert finish == pytest.approx(slow(*arrays), rel=1e-9)
 
 
+def test_lanes_for_which_no_joiners_are_known_are_left_alone() -> None:
+    """Uncompiled, because compiled code does not look where it writes."""
+    arrays = case(3, 4, 0)
+    arrays[0][:, LANE] = np.arange(4)
+    finish, compiled = np.zeros(4), np.zeros(4)
+    integrate.py_func(np.arange(4), *arrays, finish)
+    integrate(np.arange(4), *arrays, compiled)
+    assert finish == pytest.approx(compiled)
+
+
 def test_each_candidate_is_an_alternative() -> None:
     arrays = case(7, 5, 0)
     arrays[0][:, AFTER] = -1

@@ -36,7 +36,8 @@ from cotenant.predict.estimator_kernels import (
 
 START, AFTER, PACE, FIRST, LEFT, LANE, N_SEGMENTS = range(7)
 """Columns of `runs`: begin (ns from now), index of the run it waits for (-1: none), own slowdown factor,
-segment it is in, share (0..1) of that segment that is left, lane (-1: none), segments."""
+segment it is in, share (0..1) of that segment that is left, lane (-1: none; others than those of `joiners`
+count as none), segments."""
 N_COLUMNS = 7
 LIKELY, TAU, REFILL, IDLE = range(4)
 """Columns of `joiners` (n_lanes rows): probability that a lane is taken in the long run, time constant (ns),
@@ -100,7 +101,7 @@ def integrate(
         e = members[a]
         at[a] = np.int64(runs[e, FIRST])
         left[a] = segments[e, at[a]] * runs[e, LEFT]
-        if runs[e, LANE] >= 0:
+        if 0 <= runs[e, LANE] < n_lanes:
             taken[np.int64(runs[e, LANE])] += 1
     for idle in range(n_lanes):
         if taken[idle] > 0:
@@ -171,7 +172,7 @@ def integrate(
                 n_open -= 1
                 finish[e] = now
                 freed = np.int64(runs[e, LANE])
-                if freed >= 0:
+                if 0 <= freed < n_lanes:
                     taken[freed] -= 1
                     if taken[freed] == 0:
                         share[freed] = joiners[freed, REFILL]
