@@ -57,12 +57,20 @@ def synthetic(n_models: int, seed: int) -> StoredProfiles:
     return StoredProfiles(specs, records)
 
 
-def arrivals(profiles: StoredProfiles, specs: list[ModelSpec], n: int, seed: int) -> list[Request]:
-    """Poisson arrivals at `LOAD` of the lanes, rates in inverse proportion to the solo time."""
+def arrivals(
+    profiles: StoredProfiles,
+    specs: list[ModelSpec],
+    n: int,
+    seed: int,
+    *,
+    n_lanes: int = N_LANES,
+    load: float = LOAD,
+) -> list[Request]:
+    """Poisson arrivals at `load` of the lanes, rates in inverse proportion to the solo time."""
     rng = np.random.default_rng(seed)
     solo_s = np.array([profiles.solo(Variant(spec.name, 1)).median_ns / NS_PER_S for spec in specs])
     share = (1 / solo_s) / (1 / solo_s).sum()
-    rate = LOAD * N_LANES / float((share * solo_s).sum())
+    rate = load * n_lanes / float((share * solo_s).sum())
     at = np.cumsum(rng.exponential(1 / rate, n) * NS_PER_S).astype(int)
     which = rng.choice(len(specs), n, p=share)
     return [

@@ -33,18 +33,18 @@ from cotenant.domain import (
     Variant,
 )
 from cotenant.ports import LaneInfo
+from cotenant.predict.estimator import Overlapped
 from cotenant.predict.fluid import FluidPredictor
 from cotenant.predict.kernel import (
     AFTER,
     LANE,
     LEFT,
-    MAX_CROWD,
-    MAX_SEGMENTS,
     N_COLUMNS,
     N_SEGMENTS,
     PACE,
     integrate,
 )
+from cotenant.predict.overlap_kernels import MAX_CROWD, MAX_SEGMENTS
 from cotenant.predict.pair_map import ReducedMap
 from cotenant.profile.features import FeatureTable, WorkloadFeatures
 
@@ -168,9 +168,10 @@ def fuzz(predictor: FluidPredictor, issued: Prediction, n_steps: int) -> dict[st
     template = observation(issued)
     estimator = predictor.estimator
     known = estimator.workload(template.variant, 1.0)
-    who, times = predictor._courses.beside(
-        known, 0, template.overlaps, template.started_at, template.ended_at
-    )
+    seen = predictor._courses.beside(known, template)
+    entries = slice(seen.first, seen.first + seen.n)
+    who, times = seen.who[entries].copy(), seen.times[entries] - template.started_at
+    others, nobody = Overlapped(who, times.copy(), 0, len(who)), Overlapped(who, times, 0, 0)
     at, done = NOW, 0
     began = time.perf_counter()
     while done < n_steps:
@@ -179,9 +180,9 @@ def fuzz(predictor: FluidPredictor, issued: Prediction, n_steps: int) -> dict[st
         for kind, factor in zip(kinds.tolist(), factors.tolist(), strict=True):
             span = 16.0 * MS if kind < 0.3 else 16.0 * MS * factor
             at += 10 * MS if kind < 0.95 else 3_000 * MS
-            none = 0.3 < kind < 0.5
-            beside = (who[:0], times[:0]) if none else (who, times)
-            estimator.learn(known, *beside, span, known.features.solo_ns, at)
+            others.times[:] = times + (at - span)
+            beside = nobody if 0.3 < kind < 0.5 else others
+            estimator.learn(known, 0, beside, at - span, at, known.features.solo_ns)
         done += len(kinds)
     finite = bool(np.isfinite(estimator.theta).all() and np.isfinite(estimator.root).all())
     return {
@@ -207,14 +208,14 @@ def main() -> int:
     )  # fmt: skip
     run = observation(issued)
     known = predictor.estimator.workload(run.variant, 1.0)
-    who, times = predictor._courses.beside(known, 0, run.overlaps, run.started_at, run.ended_at)
+    beside = predictor._courses.beside(known, run)
     offsets = issued.features[1:]
     spent = microseconds(
         {
             "integration, 4 co-runners x 16 segments": integration(table_of),
             "prediction, snapshot to quantiles": lambda: predictor.predict(seen, [candidate]),
             "learning step of the estimator": lambda: predictor.estimator.learn(
-                known, who, times, 16.0 * MS, known.features.solo_ns, NOW
+                known, 0, beside, run.started_at, NOW, known.features.solo_ns
             ),
             "learning from an observation, all in all": lambda: predictor.learn(run),
             "calibration step": lambda: predictor.calibrator.learn(("m0", 3), 0.01, offsets, NOW),

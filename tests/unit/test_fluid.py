@@ -22,9 +22,9 @@ from cotenant.domain import (
     Variant,
 )
 from cotenant.ports import LaneInfo
-from cotenant.predict.estimator_kernels import FLOOR
 from cotenant.predict.fluid import FluidConfig, FluidPredictor
 from cotenant.predict.pair_map import ReducedMap
+from cotenant.predict.row_kernels import FLOOR
 from cotenant.profile.features import FeatureTable, WorkloadFeatures
 
 A, B, C = (Variant(name, 1) for name in "abc")
@@ -224,7 +224,7 @@ def test_two_hundred_thousand_steps_of_anything_leave_it_finite_and_bounded() ->
     estimator = of.estimator
     assert np.isfinite(estimator.theta).all()
     assert np.isfinite(estimator.root).all()
-    assert np.isfinite(estimator.level).all()
+    assert np.isfinite(estimator.terms.level).all()
     assert np.abs(estimator.theta).max() < 50
     assert (estimator.root**2).sum() < 2 * len(estimator.theta)
     assert estimator.n_clipped > 0

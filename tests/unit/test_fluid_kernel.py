@@ -17,8 +17,6 @@ from cotenant.predict.kernel import (
     LANE,
     LEFT,
     LIKELY,
-    MAX_CROWD,
-    MAX_SEGMENTS,
     N_COLUMNS,
     N_SEGMENTS,
     PACE,
@@ -28,6 +26,7 @@ from cotenant.predict.kernel import (
     integrate,
     integrate_all,
 )
+from cotenant.predict.overlap_kernels import MAX_CROWD, MAX_SEGMENTS
 from cotenant.predict.replay import Course, replay
 
 

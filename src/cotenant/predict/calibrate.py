@@ -52,12 +52,14 @@ from cotenant.domain import LEVELS, NS_PER_S
 from cotenant.predict.calibrate_kernels import (
     LEARNED_AT,
     N_COLUMNS,
+    N_LEVELS,
+    N_SETTINGS,
     WIDENED,
     WIDENED_AT,
     Floats,
     N,
     Rows,
-    learn_one,
+    learn_of,
     offsets_at,
 )
 from cotenant.predict.quantiles import standard_normal
@@ -126,27 +128,51 @@ class CalibratorState(msgspec.Struct):
 @dataclass(slots=True)
 class Calibrator:
     """See the module's head. Models are declared first; offsets are asked for at dispatch and handed back
-    with the residual at completion. Deterministic in what it was told. Holds a term per set: at most 6 per
-    model and 6 besides."""
+    with the residual at completion. Deterministic in what it was told. Holds a term per set: 6 per model and
+    6 besides."""
 
     config: CalibrateConfig = field(default_factory=CalibrateConfig)
     n_refused: int = 0
     n_clipped: int = 0
     _rows: dict[str, int] = field(default_factory=dict)
     _terms: Floats = field(default_factory=lambda: np.zeros((16, N_COLUMNS)))
-    _priors: dict[str, tuple[Floats, Floats]] = field(default_factory=dict)
-    _paths: dict[Group, tuple[Rows, Floats, Floats]] = field(default_factory=dict)
+    _models: dict[str, int] = field(default_factory=dict)
+    _paths: Rows = field(init=False)
+    """n_models x 1 + max_corunners x 4: of each group the rows of its terms, the widest set first."""
+    _levels: Floats = field(default_factory=lambda: np.zeros((8, 4, N_LEVELS)))
+    _settings: Floats = field(default_factory=lambda: np.zeros((8, N_SETTINGS)))
     _cached: dict[Group, Offsets] = field(default_factory=dict)
     _slot: int = -1
 
     def __post_init__(self) -> None:
+        self._paths = np.zeros((8, 1 + self.config.max_corunners, 4), np.int64)
         self._compile()
 
     def declare(self, model: str, sigma: float, slo_level: float) -> None:
         """Make a model known: the spread of its profile (log: sigma / median) and its own level (0..1,
         exclusive). What was learned of it stays; see `forget`."""
-        self._priors[model] = self._prior(sigma, slo_level)
-        self._forget_cached()
+        n = self._models.setdefault(model, len(self._models))
+        if n >= len(self._paths):
+            self._paths, self._levels, self._settings = (
+                np.concatenate([a, np.zeros_like(a)]) for a in (self._paths, self._levels, self._settings)
+            )
+        self._levels[n], self._settings[n] = self._prior(sigma, slo_level)
+        self._lay_paths(model)
+        self._cached.clear()
+
+    def index(self, model: str) -> int:
+        """The row of a declared model in `tables`; it keeps it. Raises KeyError."""
+        return self._models[model]
+
+    @property
+    def tables(self) -> tuple[Floats, Rows, Floats, Floats]:
+        """For compiled steps: terms; the rows of them by model and number of co-runners (the last: so many
+        and more), from the widest set to the narrowest; `levels` and `settings` by model."""
+        return self._terms, self._paths, self._levels, self._settings
+
+    def on_grid(self, at: int) -> float:
+        """The instant (ns) at which forgetting is evaluated for offsets at `at`."""
+        return float(at // DECAY_STEP_NS * DECAY_STEP_NS)
 
     def forget(self, model: str) -> None:
         """Drop what was learned of a model that was loaded anew or unloaded."""
@@ -162,19 +188,19 @@ class Calibrator:
             self._slot = slot
         offsets = self._cached.get(group)
         if offsets is None:
-            path, levels, settings = self._paths.get(group) or self._path(group)
-            on_grid = float(slot * DECAY_STEP_NS)
-            offsets = self._cached[group] = offsets_at(self._terms, path, levels, settings, on_grid)
+            model, n = self._models[group[0]], min(group[1], self.config.max_corunners)
+            path, levels, settings = self._paths[model, n], self._levels[model], self._settings[model]
+            offsets = self._cached[group] = offsets_at(self._terms, path, levels, settings, self.on_grid(at))
         return offsets
 
     def learn(self, group: Group, residual: float, issued: Offsets, at: int) -> bool:
         """Take in log(actual / predicted median) of a completion and the offsets issued at its dispatch.
         Says whether it did: what is not finite is refused and counted."""
-        path, levels, settings = self._paths.get(group) or self._path(group)
+        model, n = self._models[group[0]], min(group[1], self.config.max_corunners)
         if not math.isfinite(residual + sum(issued)):
             self.n_refused += 1
             return False
-        if learn_one(self._terms, path, levels, settings, residual, issued, float(at)):
+        if learn_of(self.tables, model, n, residual, issued, float(at)):
             self.n_clipped += 1
         self._cached.clear()
         return True
@@ -199,7 +225,7 @@ class Calibrator:
         rows, terms = self._rows.copy(), self._terms.copy()
         n_refused, n_clipped = self.n_refused, self.n_clipped
         return lambda: CalibratorState(
-            terms={key: tuple(terms[row].tolist()) for key, row in rows.items()},
+            terms={key: tuple(terms[row].tolist()) for key, row in rows.items() if terms[row].any()},
             n_refused=n_refused,
             n_clipped=n_clipped,
         )
@@ -220,7 +246,8 @@ class Calibrator:
         """Have the kernels compiled (or loaded) now, not at the first request."""
         levels, settings = self._prior(0.1, 0.99)
         terms, path = np.zeros((4, N_COLUMNS)), np.arange(4)
-        learn_one(terms, path, levels, settings, 0.0, offsets_at(terms, path, levels, settings, 0.0), 0.0)
+        issued = offsets_at(terms, path, levels, settings, 0.0)
+        learn_of((terms, path.reshape(1, 1, 4), levels[None], settings[None]), 0, 0, 0.0, issued, 0.0)
 
     def _prior(self, sigma: float, slo_level: float) -> tuple[Floats, Floats]:
         """The tables of a model for the kernels: `levels` and `settings`."""
@@ -242,15 +269,11 @@ class Calibrator:
         table = np.array([levels, normal, 1.0 / (density * config.memory_shift), order])
         return table, np.array(settings)
 
-    def _path(self, group: Group) -> tuple[Rows, Floats, Floats]:
-        """The rows of a group's terms, from the widest set to the narrowest, and its model's tables."""
-        model, n_corunners = group
-        levels, settings = self._priors[model]
-        n = min(n_corunners, self.config.max_corunners)
-        keys = (EVERYONE, f"{EVERYONE}/{n}", model, f"{model}/{n}")
-        path = np.array([self._row(key) for key in keys])
-        known = self._paths[group] = path, levels, settings
-        return known
+    def _lay_paths(self, model: str) -> None:
+        """Find the rows of a model's groups."""
+        for n in range(1 + self.config.max_corunners):
+            keys = (EVERYONE, f"{EVERYONE}/{n}", model, f"{model}/{n}")
+            self._paths[self._models[model], n] = [self._row(key) for key in keys]
 
     def _row(self, key: str) -> int:
         row = self._rows.get(key)
@@ -264,8 +287,6 @@ class Calibrator:
         self._rows, self._terms = {}, np.zeros((max(16, 2 * len(terms)), N_COLUMNS))
         for key, term in terms.items():
             self._terms[self._row(key)] = term
-        self._forget_cached()
-
-    def _forget_cached(self) -> None:
-        self._paths.clear()
+        for model in self._models:
+            self._lay_paths(model)
         self._cached.clear()

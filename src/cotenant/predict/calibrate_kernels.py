@@ -44,6 +44,7 @@ next in ascending order of levels."""
     WIDENING_MEMORY,
 ) = range(8)
 """Entries of `settings`."""
+N_SETTINGS = 8
 
 LIMIT = 4.0
 """Largest residual and offset (log, either sign): a factor of 55."""
@@ -138,6 +139,21 @@ def learn_one(
             term[SHIFTS + i] = min(MAX_SHIFT, max(-MAX_SHIFT, moved))
         term[N] = min(MAX_N, n + 1.0)
     return bool(clipped)
+
+
+@njit(cache=True)
+def learn_of(
+    tables: tuple[Floats, Rows, Floats, Floats],
+    model: int,
+    n_corunners: int,
+    residual: float,
+    issued: Sequence[float],
+    at: float,
+) -> bool:
+    """The same for a group, by its numbers in the calibrator's tables."""
+    terms, paths, levels, settings = tables
+    path = paths[model, n_corunners]
+    return learn_one(terms, path, levels[model], settings[model], residual, issued, at)
 
 
 @njit(cache=True)

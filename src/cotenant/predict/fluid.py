@@ -32,11 +32,11 @@ from cotenant.predict import fluid_state
 from cotenant.predict.calibrate import CalibrateConfig, Calibrator, Offsets
 from cotenant.predict.courses import Courses
 from cotenant.predict.drift import DriftDetector
-from cotenant.predict.estimator import Estimator, EstimatorConfig, Known, PairMap
+from cotenant.predict.estimator import Estimator, EstimatorConfig, PairMap
 from cotenant.predict.handover import Handover
-from cotenant.predict.kernel import spread_out
 from cotenant.predict.pair_map import FEWEST_LABELS, ReducedMap
 from cotenant.predict.solo import SoloPredictor
+from cotenant.predict.workloads import Known
 from cotenant.profile.features import FeatureTable
 
 LEAST_SIGMA, LARGEST_SIGMA, UNPROFILED_SIGMA = 0.03, 0.5, 0.2
@@ -88,7 +88,7 @@ class FluidPredictor:
         self.screen = screen
         self._profiles = profiles
         self._levels: dict[str, float] = {}
-        self._courses = Courses(self.estimator, joiners=self.config.joiners)
+        self._courses = self._new_courses()
         self._solo: dict[Variant, tuple[int, ...]] = {}
         self._solo_key = (-1, -1)
 
@@ -117,24 +117,15 @@ class FluidPredictor:
         return found
 
     def predict(self, snapshot: Snapshot, candidates: Sequence[Candidate]) -> Forecast:
-        at, n_in_flight = snapshot.at, len(snapshot.in_flight)
-        finish = self._courses.finish(snapshot, candidates, self.handover.at(at))
-        offsets = [self._offsets(flight.variant.model, n_in_flight - 1, at) for flight in snapshot.in_flight]
-        offsets += [self._offsets(candidate.variant.model, n_in_flight, at) for candidate in candidates]
-        elapsed = np.array([float(at - flight.decided_at) for flight in snapshot.in_flight])
-        quantiles = np.zeros((*finish.shape, SLO_COLUMN + 1), np.int64)
-        if offsets:
-            spread_out(at, n_in_flight, finish, elapsed, np.array(offsets), quantiles)
-        rows = quantiles.tolist()
+        quantiles, issued = self._courses.ask(snapshot, candidates, self.handover.at(snapshot.at))
+        baseline, *rows = quantiles.tolist()
+        baseline.pop()
         return Forecast(
-            finish_at=[rows[1 + c][n_in_flight + c] for c in range(len(candidates))],
-            in_flight_finish_at=[row[:n_in_flight] for row in rows[1:]],
-            baseline_finish_at=rows[0][:n_in_flight],
-            version=self.version,
-            features=[
-                (float(finish[1 + c, n_in_flight + c]), *offsets[n_in_flight + c])
-                for c in range(len(candidates))
-            ],
+            finish_at=[row.pop() for row in rows],
+            in_flight_finish_at=rows,
+            baseline_finish_at=baseline,
+            version=self.estimator.version,
+            features=list(map(tuple, issued.tolist())),
         )
 
     name = "fluid"
@@ -152,7 +143,7 @@ class FluidPredictor:
         self.estimator = Estimator(self.features, reduced, self.estimator.lanes, self.config.estimator)
         self.pair_map = fluid_state.digest(self.features, reduced.n_features)
         self.estimator.begin_with(reduced.theta, reduced.covariance)
-        self._courses = Courses(self.estimator, joiners=self.config.joiners)
+        self._courses = self._new_courses()
         known = {id(o) for o in steady} if len(pairs) >= FEWEST_LABELS else set()
         for o in observations:
             if id(o) not in known:
@@ -163,9 +154,14 @@ class FluidPredictor:
         without an end lasts throughout)."""
         known = self.estimator.workload(observation.variant, observation.share)
         o, span = observation, float(observation.ended_at - observation.started_at)
-        who, times = self._courses.beside(known, o.lane, o.overlaps, o.started_at, o.ended_at)
-        done, doubt = self.estimator.work_done(known, who, times, span, o.decided_at, first_of(known, o))
+        beside, first = self._courses.beside(known, o), first_of(known, o)
+        done, doubt = self.estimator.work_done(
+            known, o.lane, beside, o.started_at, o.ended_at, o.decided_at, first
+        )
         return span * work_of(known, o) / max(1e-3, done) * math.exp(-doubt)
+
+    def _new_courses(self) -> Courses:
+        return Courses(self.estimator, self.calibrator, self._declare, joiners=self.config.joiners)
 
     def _offsets(self, model: str, n_beside: int, at: int) -> Offsets:
         if model not in self._levels:
@@ -200,11 +196,10 @@ class FluidPredictor:
         work = work_of(known, observation)
         if work <= 0:
             return None
-        who, times = self._courses.beside(
-            known, observation.lane, observation.overlaps, observation.started_at, at
-        )
-        span = float(at - observation.started_at)
-        residual, _ = self.estimator.learn(known, who, times, span, work, at, first_of(known, observation))
+        residual, _ = self.estimator.learn(
+            known, observation.lane, self._courses.beside(known, observation), observation.started_at, at,
+            work, first_of(known, observation),
+        )  # fmt: skip
         if not observation.staged:
             self.handover.learn(observation.started_at - observation.decided_at, at)
         if not preempted(observation) and observation.predictions:
@@ -235,6 +230,7 @@ class FluidPredictor:
         for profile in profiles:
             self.features.add(self.features.bare(profile.variant, float(profile.median_ns), profile.share))
         self.estimator.forget(spec.name)
+        self._courses.forget()
         self.calibrator.forget(spec.name)
         self.drift.forget(spec.name)
         self._levels.pop(spec.name, None)

@@ -19,9 +19,8 @@ import numpy as np
 from cotenant.predict import solo
 from cotenant.predict.calibrate import Calibrator, CalibratorState
 from cotenant.predict.drift import DriftDetector, DriftState
-from cotenant.predict.estimator_kernels import LEARNED_AT
 from cotenant.predict.handover import Handover
-from cotenant.predict.pair_kernel import Array
+from cotenant.predict.row_kernels import LEARNED_AT, N_COLUMNS, Array
 from cotenant.profile.features import FeatureTable
 
 if TYPE_CHECKING:
@@ -32,7 +31,7 @@ FORMAT = 2
 
 class State(msgspec.Struct):
     """All that is learned, as it is stored. `pair_map`: digest of the features that theta weighs. `level`:
-    a row of `Estimator.level` per name of `terms`."""
+    a row of `Terms.level` per name of `terms`; terms of which nothing was learned are left out."""
 
     format: int
     version: int
@@ -53,7 +52,7 @@ class State(msgspec.Struct):
 def copied(predictor: FluidPredictor) -> Callable[[], bytes]:
     """A copy of all that is learned, for tens of microseconds; what is returned encodes it, on any thread."""
     estimator = predictor.estimator
-    names, level = estimator.terms()
+    names, which, level = estimator.terms.learned()
     theta, root = estimator.theta.copy(), estimator.root.copy()
     version, noise, n_clipped = estimator.version, estimator.noise, estimator.n_clipped
     pair_map, n_refused, handover = predictor.pair_map, predictor.n_refused, copy(predictor.handover)
@@ -69,7 +68,7 @@ def copied(predictor: FluidPredictor) -> Callable[[], bytes]:
             noise=noise,
             n_clipped=n_clipped,
             n_refused=n_refused,
-            terms=list(names[: len(level)]),
+            terms=[names[slot] for slot in which.tolist()],
             level=level.tobytes(),
             handover=handover,
             calibrator=calibrator(),
@@ -95,7 +94,7 @@ def decode(predictor: FluidPredictor, state: bytes, moved_ns: int) -> None:
     estimator, n = predictor.estimator, len(predictor.estimator.theta)
     theta = _numbers(found.theta, (n,))
     root = _numbers(found.root, (n, n))
-    level = _numbers(found.level, (len(found.terms), estimator.level.shape[1]))
+    level = _numbers(found.level, (len(found.terms), N_COLUMNS))
     if not math.isfinite(found.noise + found.handover.median_ns):
         raise ValueError("the learned state is damaged: it holds what is no number")
     Calibrator().restore(found.calibrator)  # raises what there is to raise before anything is changed
@@ -108,7 +107,7 @@ def decode(predictor: FluidPredictor, state: bytes, moved_ns: int) -> None:
     estimator.theta, estimator.root = theta, root
     estimator.noise, estimator.n_clipped = found.noise, found.n_clipped
     estimator.version = found.version
-    estimator.take_terms(found.terms, level)
+    estimator.terms.take(found.terms, level)
     found.handover.learned_at += moved_ns
     predictor.handover = found.handover
     predictor.n_refused = found.n_refused

@@ -7,32 +7,20 @@ How this works. While run e is in segment k, its slowdown is
 
 with n others active, u the demands of the segments they are in, and excess = slowdown - 1 of the pair over
 whole runs. Lanes without work may be taken by others: such a joiner is there with a probability that tends
-from its value at the instant the lane became free to its likely one with the time constant
-its own, and adds its mean excess. A pair's term changes only when one of the two passes a boundary,
-so only those are computed anew.
+from its value at the instant the lane became free to its likely one with a time constant of its own, and
+adds its mean excess. A pair's term changes only when one of the two passes a boundary, so only those are
+computed anew.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import numpy as np
 from numba import njit
 
-from cotenant.predict.estimator_kernels import (
-    FLOOR,
-    MAX_CROWD,
-    MAX_SEGMENTS,
-    Tables,
-    beside,
-    crowd_factors,
-    excesses,
-    log_beyond,
-    modulation,
-    pace,
-    walk,
-)
+from cotenant.predict.overlap_kernels import MAX_CROWD
+from cotenant.predict.row_kernels import Array
 
 START, AFTER, PACE, FIRST, LEFT, LANE, N_SEGMENTS = range(7)
 """Columns of `runs`: begin (ns from now), index of the run it waits for (-1: none), own slowdown factor,
@@ -42,35 +30,50 @@ N_COLUMNS = 7
 LIKELY, TAU, REFILL, IDLE = range(4)
 """Columns of `joiners` (n_lanes rows): probability that a lane is taken in the long run, time constant (ns),
 probability that it is taken again at once when it becomes free, and that it is taken now, being idle."""
-MOST_IN_MIX = 8
-"""Workloads that joiners are made of."""
-LEAST_LEFT = 0.02
-"""Share of its solo span that a run which should have ended is taken to have left."""
 DONE = 1e-6
-
-Array = np.ndarray[Any, Any]
+FAR = 1e30
+"""Later than anything (ns)."""
 
 
 @njit(cache=True, fastmath=True, inline="always")
-def _modulated(
-    e: int, k: int, j: int, m: int, excess: Array, demands: Array, means: Array, weights: Array
-) -> float:  # fmt: skip
-    term = 1.0
+def _decayed(x: float) -> float:
+    """exp(x) for x in [-1, 0], within 1e-13: its Taylor polynomial about -1/2. Steps are never longer than
+    the shortest time constant, and this is most of what a step costs."""
+    y = x + 0.5
+    e = 1.0 / 39916800.0
+    e = e * y + 1.0 / 3628800.0
+    e = e * y + 1.0 / 362880.0
+    e = e * y + 1.0 / 40320.0
+    e = e * y + 1.0 / 5040.0
+    e = e * y + 1.0 / 720.0
+    e = e * y + 1.0 / 120.0
+    e = e * y + 1.0 / 24.0
+    e = e * y + 1.0 / 6.0
+    e = e * y + 0.5
+    e = e * y + 1.0
+    e = e * y + 1.0
+    return e * 0.6065306597126334  # exp(-1/2)
+
+
+@njit(cache=True, fastmath=True, inline="always")
+def _pair_up(
+    a: int, b: int, run: Array, at: Array, excess: Array, demands: Array, common: Array, weights: Array,
+    pair: Array, base: Array,
+) -> None:  # fmt: skip
+    """Compute the pair's two terms anew, for the segments that both are in now."""
+    e, j = run[a], run[b]
+    term = common[a, b]
     for r in range(weights.shape[0]):
-        term += weights[r] * (demands[e, k, r] * demands[j, m, r] - means[e, r] * means[j, r])
-    return float(excess[e, j] * max(0.0, term))
+        term += weights[r] * demands[e, at[a], r] * demands[j, at[b], r]
+    term = max(0.0, term)
+    base[a] -= pair[a, b]
+    base[b] -= pair[b, a]
+    pair[a, b], pair[b, a] = excess[e, j] * term, excess[j, e] * term
+    base[a] += pair[a, b]
+    base[b] += pair[b, a]
 
 
-@njit(cache=True, fastmath=True, inline="always")
-def _settle(share: Array, taken: Array, joiners: Array, step: float) -> None:
-    """Let the probabilities that free lanes are taken tend towards the likely one for `step` ns."""
-    for lane in range(share.shape[0]):
-        if taken[lane] == 0:
-            settled = 1.0 - math.exp(-step / joiners[lane, TAU])
-            share[lane] += (joiners[lane, LIKELY] - share[lane]) * settled
-
-
-@njit(cache=True, fastmath=True)
+@njit(cache=True, fastmath=True, error_model="numpy")
 def integrate(
     members: Array,
     runs: Array,
@@ -89,178 +92,125 @@ def integrate(
     runs: n_runs x N_COLUMNS; segments: n_runs x MAX_SEGMENTS solo spans (ns); demands: n_runs x
     MAX_SEGMENTS x n_resources; means: n_runs x n_resources; excess: n_runs x n_runs; joiner_excess: n_runs
     x n_lanes."""
-    n, n_lanes = members.shape[0], joiner_excess.shape[1]
-    at = np.zeros(n, np.int64)
-    left = np.zeros(n)
-    state = np.zeros(n, np.int64)  # 0 waits, 1 runs, 2 has ended
-    pair = np.zeros((n, n))
+    n, n_lanes, n_resources = members.shape[0], joiner_excess.shape[1], weights.shape[0]
+    at, last = np.empty(n, np.int64), np.empty(n, np.int64)
+    # unsigned: an index that may be negative costs numba three instructions more wherever it is used
+    run, active = members.astype(np.uint64), np.empty(n, np.uint64)
+    waits = np.ones(n, np.bool_)
+    left, slowdown, base = np.empty(n), np.empty(n), np.zeros(n)
+    pair, common = np.zeros((n, n)), np.ones((n, n))
     taken = np.zeros(n_lanes, np.int64)
-    share = joiners[:, IDLE].copy()
-    rate = np.zeros(n)
+    # free lanes that may be taken, in the order in which they became free
+    share, likely, rate, joining = (
+        np.empty(n_lanes), np.empty(n_lanes), np.empty(n_lanes), np.empty((n, n_lanes)),
+    )  # fmt: skip
     for a in range(n):
-        e = members[a]
-        at[a] = np.int64(runs[e, FIRST])
+        e = run[a]
+        at[a], last[a] = np.int64(runs[e, FIRST]), np.int64(runs[e, N_SEGMENTS]) - 1
         left[a] = segments[e, at[a]] * runs[e, LEFT]
         if 0 <= runs[e, LANE] < n_lanes:
             taken[np.int64(runs[e, LANE])] += 1
-    for idle in range(n_lanes):
-        if taken[idle] > 0:
-            share[idle] = 0.0
-    now = 0.0
-    n_open = n
+        for b in range(a):
+            for r in range(n_resources):
+                common[a, b] -= weights[r] * means[e, r] * means[run[b], r]
+            common[b, a] = common[a, b]
+    n_free, longest = 0, FAR
+    for lane in range(n_lanes):
+        if taken[lane] == 0 and (joiners[lane, IDLE] != 0.0 or joiners[lane, LIKELY] != 0.0):
+            share[n_free], likely[n_free] = joiners[lane, IDLE], joiners[lane, LIKELY]
+            rate[n_free] = -1.0 / joiners[lane, TAU]
+            longest = min(longest, joiners[lane, TAU])
+            for a in range(n):
+                joining[a, n_free] = joiner_excess[run[a], lane]
+            n_free += 1
+    now, next_start, factor = 0.0, FAR, 1.0
+    n_open, n_waiting, n_active = n, n, 0
     while n_open > 0:
-        n_active = 0
-        next_start = np.inf
-        for a in range(n):
-            if state[a] == 0:
-                e = members[a]
-                free = True
-                if runs[e, AFTER] >= 0:
-                    for b in range(n):
-                        if members[b] == np.int64(runs[e, AFTER]) and state[b] != 2:
-                            free = False
-                if free and runs[e, START] <= now:
-                    state[a] = 1
-                    for b in range(n):
-                        if b != a and state[b] == 1:
-                            j = members[b]
-                            pair[a, b] = _modulated(e, at[a], j, at[b], excess, demands, means, weights)
-                            pair[b, a] = _modulated(j, at[b], e, at[a], excess, demands, means, weights)
-                elif free:
+        if n_waiting > 0:
+            next_start = FAR
+            for a in range(n):
+                e = run[a]
+                if not waits[a] or _is_held(np.int64(runs[e, AFTER]), members, at, last):
+                    continue
+                if runs[e, START] > now:
                     next_start = min(next_start, runs[e, START])
-            if state[a] == 1:
+                    continue
+                waits[a] = False
+                n_waiting -= 1
+                for x in range(n_active):
+                    _pair_up(np.uint64(a), active[x], run, at, excess, demands, common, weights, pair, base)
+                active[n_active] = a
                 n_active += 1
-        if n_active == 0:
-            if next_start == np.inf:
-                return
-            _settle(share, taken, joiners, next_start - now)
-            now = next_start
-            continue
-        factor = crowd[min(n_active - 1, MAX_CROWD)]
-        step = next_start - now
-        for a in range(n):
-            if state[a] != 1:
+            if n_active == 0:
+                if next_start == FAR:
+                    return
+                for y in range(n_free):
+                    share[y] = likely[y] + (share[y] - likely[y]) * math.exp((next_start - now) * rate[y])
+                now = next_start
                 continue
-            e = members[a]
-            total = 0.0
-            for b in range(n):
-                total += pair[a, b]
-            total *= factor
-            for lane in range(n_lanes):
-                total += share[lane] * joiner_excess[e, lane]
-            rate[a] = 1.0 / (runs[e, PACE] * (1.0 + max(0.0, total)))
-            step = min(step, left[a] / rate[a])
-        if n_lanes > 0:
-            for lane in range(n_lanes):
-                if taken[lane] == 0:
-                    step = min(step, joiners[lane, TAU])
-            _settle(share, taken, joiners, step)
+            factor = crowd[min(n_active - 1, MAX_CROWD)]
+        step = min(longest, next_start - now)
+        for x in range(n_active):
+            a = active[x]
+            total = base[a] * factor
+            for y in range(n_free):
+                total += share[y] * joining[a, y]
+            slowdown[a] = runs[run[a], PACE] * (1.0 + max(0.0, total))
+            step = min(step, left[a] * slowdown[a])
+        for y in range(n_free):
+            share[y] = likely[y] + (share[y] - likely[y]) * _decayed(step * rate[y])
         now += step
-        for a in range(n):
-            if state[a] != 1:
-                continue
-            left[a] -= step * rate[a]
+        n_ended = 0
+        for x in range(n_active):
+            a = active[x]
+            left[a] -= step / slowdown[a]
             if left[a] > DONE:
                 continue
-            e = members[a]
-            while left[a] <= DONE and at[a] < np.int64(runs[e, N_SEGMENTS]):
+            e = run[a]
+            while left[a] <= DONE and at[a] <= last[a]:
                 at[a] += 1
-                if at[a] < np.int64(runs[e, N_SEGMENTS]):
+                if at[a] <= last[a]:
                     left[a] += segments[e, at[a]]
-            if at[a] >= np.int64(runs[e, N_SEGMENTS]):
-                state[a] = 2
-                n_open -= 1
-                finish[e] = now
-                freed = np.int64(runs[e, LANE])
-                if 0 <= freed < n_lanes:
-                    taken[freed] -= 1
-                    if taken[freed] == 0:
-                        share[freed] = joiners[freed, REFILL]
-                for b in range(n):
-                    pair[a, b] = 0.0
-                    pair[b, a] = 0.0
+            if at[a] <= last[a]:
+                for z in range(n_active):
+                    b = active[z]
+                    if b != a and at[b] <= last[b]:
+                        _pair_up(a, b, run, at, excess, demands, common, weights, pair, base)
                 continue
-            for b in range(n):
-                if b != a and state[b] == 1:
-                    j = members[b]
-                    pair[a, b] = _modulated(e, at[a], j, at[b], excess, demands, means, weights)
-                    pair[b, a] = _modulated(j, at[b], e, at[a], excess, demands, means, weights)
+            finish[e] = now
+            n_ended += 1
+            for z in range(n_active):
+                b = active[z]
+                base[b] -= pair[b, a]
+                pair[b, a] = 0.0
+            freed = np.int64(runs[e, LANE])
+            if 0 <= freed < n_lanes:
+                taken[freed] -= 1
+                if taken[freed] == 0:
+                    share[n_free], likely[n_free] = joiners[freed, REFILL], joiners[freed, LIKELY]
+                    rate[n_free] = -1.0 / joiners[freed, TAU]
+                    longest = min(longest, joiners[freed, TAU])
+                    for b in range(n):
+                        joining[b, n_free] = joiner_excess[run[b], freed]
+                    n_free += 1
+        if n_ended > 0:
+            n_open -= n_ended
+            n_active = 0
+            for a in range(n):
+                if not waits[a] and at[a] <= last[a]:
+                    active[n_active] = a
+                    n_active += 1
+            factor = crowd[max(0, min(n_active - 1, MAX_CROWD))]
 
 
-@njit(cache=True, fastmath=True)
-def forecast(
-    n_in_flight: int, work: Array, places: Array, start: Array, whose: Array, who: Array, times: Array,
-    pair_rows: Array, mix_rows: Array, lane_relations: Array, mix: Array, joiners: Array, tables: Tables,
-    crowd_slots: Array, weight_slots: Array, phi: Array, slots: Array, level: Array, theta: Array,
-    bias: float, scale: float, at: float, finish: Array,
-) -> None:  # fmt: skip
-    """Everything from indices to finish times (ns from `at`), as `integrate_all` gives them.
-
-    `work`: workload of each run; `places`: lane, run that it waits for (-1: none), segment it was in at
-    `start` (ns from now: the begin, or the last boundary seen, of what runs). `whose`: which run each row
-    of `who` and `times` belongs to, which are as in `work_done`. `pair_rows`: n x n. `mix_rows`: of each
-    workload beside the k-th of the mix, by relation; `lane_relations`: which relation each run has to each
-    lane."""
-    all_segments, all_demands, all_means, n_segments, own = tables
-    weights = modulation(level, weight_slots, at)
-    n, n_resources = work.shape[0], all_means.shape[1]
-    runs, segments = np.zeros((n, N_COLUMNS)), np.empty((n, MAX_SEGMENTS))
-    demands, means = np.empty((n, MAX_SEGMENTS, n_resources)), np.empty((n, n_resources))
-    excess = np.empty((n, n))
-    excesses(pair_rows, phi, slots, level, theta, bias, scale, at, excess)
-    crowd = crowd_factors(level, crowd_slots, at)
-    n_lanes = lane_relations.shape[1]
-    joiner_excess = np.zeros((n, n_lanes))
-    by_relation = np.empty(mix_rows.shape[1])
-    for i in range(n):
-        w = work[i]
-        segments[i], demands[i], means[i] = all_segments[w], all_demands[w], all_means[w]
-        runs[i, LANE], runs[i, AFTER], runs[i, FIRST] = places[0, i], places[1, i], places[2, i]
-        runs[i, N_SEGMENTS], runs[i, LEFT], runs[i, START] = n_segments[w], 1.0, max(0.0, start[i])
-        runs[i, PACE] = pace(level, own[w], at)
-        if i < n_in_flight and start[i] < 0.0:
-            chosen = np.flatnonzero(whose == i)
-            _advance(i, w, -start[i], who[chosen], times[chosen], runs, crowd, weights, tables, phi, slots,
-                     level, theta, bias, scale, at)  # fmt: skip
-        if n_lanes:
-            for c in range(mix_rows.shape[1]):
-                by_relation[c] = 0.0
-                for k in range(mix.shape[0]):
-                    if mix[k] > 0.0 and mix_rows[w, c, k] >= 0:
-                        beyond = log_beyond(mix_rows[w, c, k], phi, slots, level, theta, bias, scale, at)
-                        by_relation[c] += mix[k] * (FLOOR - 1.0 + math.exp(beyond))
-            for lane in range(n_lanes):
-                joiner_excess[i, lane] = by_relation[lane_relations[i, lane]]
-    integrate_all(
-        n_in_flight, runs, segments, demands, means, excess, weights, crowd, joiners, joiner_excess, finish
-    )
-
-
-@njit(cache=True, fastmath=True)
-def _advance(
-    i: int, w: int, span: float, who: Array, times: Array, runs: Array, crowd: Array, weights: Array,
-    tables: Tables, phi: Array, slots: Array, level: Array, theta: Array, bias: float, scale: float,
-    at: float,
-) -> None:  # fmt: skip
-    """Where run i is `span` ns after its start: in which segment, and how much of it is left; a run that
-    should have ended has `LEAST_LEFT` of its solo span left."""
-    segments, demands, means, n_segments, _ = tables
-    n = who.shape[0]
-    excess, slower, place = np.empty(n), np.empty(n), np.empty(2)
-    beside(who[:, 0], who[:, 1], phi, slots, level, theta, bias, scale, at, excess, slower)
-    walk(
-        span, w, np.int64(runs[i, FIRST]), runs[i, PACE], who[:, 2], times[:, 0], times[:, 1], times[:, 2],
-        slower, excess, crowd, weights, segments, demands, means, n_segments, np.empty(n),
-        np.empty(crowd.shape[0]),
-        np.empty(weights.shape[0]), place,
-    )  # fmt: skip
-    k, left = np.int64(place[0]), max(0.0, place[1])
-    if k == n_segments[w] - 1:
-        whole = 0.0
-        for m in range(n_segments[w]):
-            whole += segments[w, m]
-        left = max(left, min(LEAST_LEFT * whole, segments[w, k]))
-    runs[i, FIRST], runs[i, LEFT] = k, min(1.0, left / max(1.0, segments[w, k]))
+@njit(cache=True)
+def _is_held(after: int, members: Array, at: Array, last: Array) -> bool:
+    """Whether the run that another waits for is among the members and has not ended."""
+    if after >= 0:
+        for b in range(members.shape[0]):
+            if members[b] == after:
+                return bool(at[b] <= last[b])
+    return False
 
 
 @njit(cache=True, fastmath=True)
@@ -292,20 +242,3 @@ def integrate_all(
             with_one, runs, segments, demands, means, excess, weights, crowd, joiners, joiner_excess,
             finish[1 + c],
         )  # fmt: skip
-
-
-@njit(cache=True)
-def spread_out(at: int, n_in_flight: int, finish: Array, elapsed: Array, offsets: Array, out: Array) -> None:
-    """Quantiles of finish instants (ns), n_rows x n_runs x n_levels, from medians `finish` (ns from `at`)
-    and log offsets (n_runs x n_levels). A candidate's apply to its whole span. What is in flight has a
-    whole span of what is past and what is left; of a sum of independent parts the rest has the square root
-    of its share of the spread."""
-    for row in range(finish.shape[0]):
-        for i in range(finish.shape[1]):
-            span = finish[row, i]
-            for q in range(offsets.shape[1]):
-                if i < n_in_flight:
-                    spread = math.sqrt(max(0.0, span * (span + elapsed[i])))
-                    out[row, i, q] = at + np.int64(max(1.0, span + spread * math.expm1(offsets[i, q])))
-                else:
-                    out[row, i, q] = at + np.int64(span * math.exp(offsets[i, q]))

@@ -165,6 +165,39 @@ def _terms(v: Pieces, a: Pieces, p: Scales) -> tuple[Pieces, dict[str, Any]]:
     return terms, {"v": kv, "a": ka}
 
 
+KINDS = ("const", "mixed", "both", "radial")
+"""What a side of a pair can bring to a term of the kernel."""
+_PRODUCTS = {
+    "const": (0, 0), "victim": (1, 0), "aggressor": (0, 1), "product": (1, 1), "S": (2, 0), "P": (0, 2),
+    "SP": (2, 2), "v_P": (1, 2), "a_S": (2, 1), "rS_rP": (3, 3), "v_rP": (1, 3), "a_rS": (3, 1),
+}  # fmt: skip
+"""Which kinds of the victim and of the aggressor each term multiplies."""
+
+
+def amplitudes(p: Scales) -> Array:
+    """n_kinds x n_kinds: with them, `kernel` is the sum over kinds of what `in_common` says of the two
+    sides."""
+    found = np.zeros((len(KINDS), len(KINDS)))
+    for name, (of_victim, of_aggressor) in _PRODUCTS.items():
+        found[of_victim, of_aggressor] = p.get(name, 0.0)
+    return found
+
+
+def in_common(side: Side, others: Side, p: Scales, role: str) -> tuple[Array, Array]:
+    """What one workload shares with each of `others`, all victims (role "v") or aggressors ("a"): n_kinds x
+    n_others; and with itself, n_kinds."""
+    piece = pieces(side, others)
+    mixed = _mixed(piece, p, role)[0][0]
+    with_others, alone = np.zeros((len(KINDS), len(mixed))), np.zeros(len(KINDS))
+    with_others[0], with_others[1] = 1.0, mixed
+    alone[0], alone[1] = 1.0, _own(side, p, role)[0]
+    if side.latent is not None and side.doubt is not None and "S" in p:
+        length = p["len_S" if role == "v" else "len_P"]
+        with_others[2], with_others[3] = piece["both"][0], _expected_radial(piece, length)[0][0]
+        alone[2], alone[3] = side.latent[0] ** 2 + side.doubt[0], 1.0
+    return with_others, alone
+
+
 def kernel(v: Pieces, a: Pieces, p: Scales) -> Array:
     """Covariance of pairs, from the victims' pieces and the aggressors'."""
     terms, _ = _terms(v, a, p)

@@ -15,7 +15,6 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from cotenant.predict.estimator_kernels import FLOOR
 from cotenant.predict.pair_kernel import (
     PRIOR,
     PRIOR_LATENT,
@@ -24,12 +23,15 @@ from cotenant.predict.pair_kernel import (
     Pieces,
     Scales,
     Side,
+    amplitudes,
     diagonal,
     fit_scales,
+    in_common,
     kernel,
     pieces,
     prior_scales,
 )
+from cotenant.predict.row_kernels import FLOOR, pair_features
 from cotenant.profile.features import FeatureTable, WorkloadFeatures
 
 N_FEATURES = 128
@@ -89,10 +91,27 @@ class ReducedMap:
     _victims: Side = field(init=False)
     _aggressors: Side = field(init=False)
     _whiten: Array = field(init=False)
+    _in_common: dict[tuple[Ident, int], tuple[Array, Array]] = field(default_factory=dict)
 
     def features(self, victim: WorkloadFeatures, aggressor: WorkloadFeatures) -> tuple[Array, float]:
-        phi, rest = self.rows([(victim, aggressor)])
-        return phi[0], float(rest[0])
+        """The same as `rows`, for one pair in microseconds: what each side has in common with the dictionary
+        is kept."""
+        phi = np.empty(self.n_features)
+        (of_victim, alone_v), (of_aggressor, alone_a) = self._common(victim, 0), self._common(aggressor, 1)
+        return phi, pair_features(of_victim, of_aggressor, alone_v, alone_a, self._whiten, phi)
+
+    def _common(self, workload: WorkloadFeatures, role: int) -> tuple[Array, Array]:
+        """With the victims (0) or the aggressors (1) of the dictionary; the victims' have the amplitudes."""
+        key = _ident(workload), role
+        found = self._in_common.get(key)
+        if found is None:
+            side, others = self._side([workload], role), (self._victims, self._aggressors)[role]
+            found = in_common(side, others, self._scales, "va"[role])
+            if role == 0:
+                weights = amplitudes(self._scales)
+                found = weights.T @ found[0], weights.T @ found[1]
+            self._in_common[key] = found
+        return found
 
     def rows(self, pairs: Sequence[Pair]) -> tuple[Array, Array]:
         """phi (n x n_features) and the prior variances that they leave out (n), in units of the target's."""
@@ -228,7 +247,8 @@ class ReducedMap:
             pieces(self._victims, self._victims), pieces(self._aggressors, self._aggressors), self._scales
         )
         low = np.linalg.cholesky(k + 1e-6 * np.eye(len(chosen)))
-        self._whiten = np.linalg.solve(low, np.eye(len(chosen))).T
+        self._whiten = np.ascontiguousarray(np.linalg.solve(low, np.eye(len(chosen))).T)
+        self._in_common.clear()
 
     def _pivots(self, pairs: Sequence[Pair], most: int, n_first: int = 0) -> list[int]:
         """Indices of at most `most` pairs; the first `n_first` in any case."""
