@@ -11,8 +11,6 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from msgspec import structs
-
 from cotenant.domain import NS_PER_MS, NS_PER_S, LoadEstimate, ModelLoad, Request, Variant
 from cotenant.workload.lane_use import LaneMeter
 
@@ -25,6 +23,9 @@ MIX_MEMORY = 0.98
 """Weight that the mix of dispatches keeps at each further one."""
 LEAST_IN_MIX = 0.02
 """Share below which a variant is left out of the mix."""
+LEAST_KEPT = LEAST_IN_MIX / 10
+"""Weight below which a variant is forgotten."""
+SMALLEST_UNIT = 1e-100
 
 
 @dataclass(slots=True)
@@ -45,6 +46,8 @@ class OnlineLoadMeter:
     def __init__(self) -> None:
         self._meters: dict[str, _Meter] = {}
         self._mix: dict[Variant, float] = {}
+        """Weights of variants in units of `_unit`, which shrinks instead of all of them."""
+        self._unit = 1.0
         self._lane_use = LaneMeter()
         self._busy = 0.0
         self._busy_now = 0.0
@@ -58,7 +61,11 @@ class OnlineLoadMeter:
         self._freed_at: int | None = None
         self._refill = 0.0
         self._cached: LoadEstimate | None = None
+        """The estimate but for the lanes."""
         self._cached_at = 0
+        self._now: LoadEstimate | None = None
+        """The whole estimate, None where a lane was taken or freed since."""
+        self._now_at = 0
         self._n_since = 0
 
     def arrived(self, request: Request) -> None:
@@ -77,19 +84,26 @@ class OnlineLoadMeter:
         meter.last_at = max(at, meter.last_at)
 
     def dispatched(self, variant: Variant, lane: int, at: int) -> None:
+        self._now = None
         if lane >= 0:
             self._lane_use.taken(lane, at)
-        for known in list(self._mix):
-            self._mix[known] *= MIX_MEMORY
-            if self._mix[known] < LEAST_IN_MIX / 10:
-                del self._mix[known]
-        self._mix[variant] = self._mix.get(variant, 0.0) + 1.0 - MIX_MEMORY
+        self._unit *= MIX_MEMORY
+        if self._unit < SMALLEST_UNIT:
+            self._mix = {known: weight * self._unit for known, weight in self._mix.items()}
+            self._unit = 1.0
+        weight = self._mix.get(variant, 0.0)
+        if weight * self._unit < LEAST_KEPT:
+            weight = 0.0
+        self._mix[variant] = weight + (1.0 - MIX_MEMORY) / self._unit
 
     def freed(self, lane: int, at: int) -> None:
+        self._now = None
         if lane >= 0:
             self._lane_use.freed(lane, at)
 
     def lanes_busy(self, n_busy: int, n_lanes: int, at: int) -> None:
+        if n_busy == self._n_busy and n_lanes == self._n_lanes and at == self._busy_at:
+            return
         self._advance(at)
         self._n_lanes = n_lanes
         self._n_freed += max(0, self._n_busy - n_busy)
@@ -108,9 +122,26 @@ class OnlineLoadMeter:
         self._busy_now = n_busy / n_lanes
 
     def estimate(self, at: int) -> LoadEstimate:
-        fresh = self._cached is not None and at - self._cached_at < STALE_NS
-        if self._cached is not None and fresh and self._n_since < STALE_ARRIVALS:
-            return structs.replace(self._cached, lanes=self._lane_use.estimate(at))
+        if self._now is not None and at == self._now_at and self._n_since < STALE_ARRIVALS:
+            return self._now
+        cached = self._cached
+        if cached is None or at - self._cached_at >= STALE_NS or self._n_since >= STALE_ARRIVALS:
+            cached = self._cached = self._renewed(at)
+            self._cached_at, self._n_since = at, 0
+        lanes = self._lane_use.estimate(at)
+        self._now = LoadEstimate(
+            models=cached.models,
+            refill=cached.refill,
+            busy=cached.busy,
+            fill_per_s=cached.fill_per_s,
+            span_ns=cached.span_ns,
+            variants=cached.variants,
+            lanes=lanes,
+        )
+        self._now_at = at
+        return self._now
+
+    def _renewed(self, at: int) -> LoadEstimate:
         self._advance(at)
         rates = {name: self._rate(meter, at) for name, meter in self._meters.items()}
         total = sum(rates.values()) or 1.0
@@ -118,17 +149,14 @@ class OnlineLoadMeter:
             name: ModelLoad(rate_per_s=rate, cv=_cv(self._meters[name]), mix=rate / total)
             for name, rate in rates.items()
         }
-        self._cached = LoadEstimate(
+        return LoadEstimate(
             models=models,
             refill=self._refill,
             busy=self._busy,
             fill_per_s=self._n_taken / self._idle_s if self._idle_s > 0 else 0.0,
             span_ns=NS_PER_S * self._used_s / self._n_freed if self._n_freed > 0 else 0.0,
             variants=self._variants(),
-            lanes=self._lane_use.estimate(at),
         )
-        self._cached_at, self._n_since = at, 0
-        return self._cached
 
     def _advance(self, at: int) -> None:
         span_s = max(0, at - self._busy_at) / NS_PER_S
@@ -141,6 +169,8 @@ class OnlineLoadMeter:
         self._busy_at = max(at, self._busy_at)
 
     def _variants(self) -> tuple[tuple[Variant, float], ...]:
+        mix = {variant: weight * self._unit for variant, weight in self._mix.items()}
+        self._mix, self._unit = {v: w for v, w in mix.items() if w >= LEAST_KEPT}, 1.0
         total = sum(self._mix.values())
         kept = [(v, w) for v, w in self._mix.items() if w >= LEAST_IN_MIX * total]
         kept.sort(key=lambda pair: (-pair[1], pair[0].label))

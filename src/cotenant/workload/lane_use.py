@@ -23,10 +23,13 @@ SHORTEST_GAP_NS = 10_000.0
 
 @dataclass(slots=True)
 class _Lane:
+    """`use`: what was last said of it, None where that has changed since; while a lane is in use it stays."""
+
     freed_at: int | None = None
     gap_ns: float = 0.0
     at_once: float = 0.0
     n: int = 0
+    use: LaneUse | None = None
 
 
 class LaneMeter:
@@ -37,11 +40,11 @@ class LaneMeter:
 
     def taken(self, lane: int, at: int) -> None:
         """A dispatch went to an idle lane."""
-        known = self._lanes.setdefault(lane, _Lane())
+        known = self._lanes.get(lane) or self._new(lane)
         if known.freed_at is None:
             return
         gap = float(at - known.freed_at)
-        known.freed_at = None
+        known.freed_at = known.use = None
         known.n += 1
         weight = max(MEMORY, 1.0 / known.n)
         at_once = gap <= AT_ONCE_NS
@@ -50,19 +53,32 @@ class LaneMeter:
 
     def freed(self, lane: int, at: int) -> None:
         """The last dispatch on a lane has ended."""
-        self._lanes.setdefault(lane, _Lane()).freed_at = at
+        known = self._lanes.get(lane) or self._new(lane)
+        known.freed_at, known.use = at, None
 
     def estimate(self, at: int) -> tuple[LaneUse, ...]:
         """Of every lane that was ever used, by its number."""
-        return tuple(
-            LaneUse(lane=number, fill_per_s=_fill_per_s(lane, at), refill=lane.at_once)
-            for number, lane in sorted(self._lanes.items())
-            if lane.n
-        )
+        said = []
+        for number, lane in self._lanes.items():
+            if not lane.n:
+                continue
+            use = lane.use
+            if use is None or lane.freed_at is not None:
+                fill_per_s = _fill_per_s(lane, at)
+                if use is None or use.fill_per_s != fill_per_s:
+                    use = lane.use = LaneUse(lane=number, fill_per_s=fill_per_s, refill=lane.at_once)
+            said.append(use)
+        return tuple(said)
+
+    def _new(self, lane: int) -> _Lane:
+        known = self._lanes[lane] = _Lane()
+        self._lanes = dict(sorted(self._lanes.items()))
+        return known
 
 
 def _fill_per_s(lane: _Lane, at: int) -> float:
-    gap = max(SHORTEST_GAP_NS, lane.gap_ns)
-    idle = 0.0 if lane.freed_at is None else max(0.0, float(at - lane.freed_at))
-    still = math.exp(-min(50.0, idle / gap)) * (1.0 - OUT_OF_USE)
+    gap = lane.gap_ns if lane.gap_ns > SHORTEST_GAP_NS else SHORTEST_GAP_NS
+    still = 1.0 - OUT_OF_USE
+    if lane.freed_at is not None and at > lane.freed_at:
+        still *= math.exp(-min(50.0, (at - lane.freed_at) / gap))
     return NS_PER_S / gap * still / (still + OUT_OF_USE)
