@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from msgspec import structs
-
 from cotenant.domain import Overlap
 from cotenant.schedule.view import Flight
 
@@ -23,15 +21,27 @@ def overlap_begins(flight: Flight, others: Iterable[Flight], at: int) -> None:
 
 def overlap_ends(flight: Flight, others: Iterable[Flight], at: int) -> None:
     """`flight` has ended at `at` (ns), and with it its overlaps with everything else."""
-    flight.overlaps = [_closed(overlap, at) for overlap in flight.overlaps]
+    mine = flight.overlaps
+    for k, overlap in enumerate(mine):
+        if overlap.ended_at is None:
+            mine[k] = _closed(overlap, at)
     ended = flight.dispatch.id
     for other in others:
-        other.overlaps = [
-            _closed(overlap, at) if overlap.dispatch_id == ended else overlap for overlap in other.overlaps
-        ]
+        theirs = other.overlaps
+        for k in range(len(theirs) - 1, -1, -1):  # one at most, and a late one
+            overlap = theirs[k]
+            if overlap.dispatch_id == ended:
+                theirs[k] = _closed(overlap, at)
+                break
 
 
 def _closed(overlap: Overlap, at: int) -> Overlap:
-    if overlap.ended_at is not None:
-        return overlap
-    return structs.replace(overlap, ended_at=max(at, overlap.began_at))
+    return Overlap(
+        overlap.dispatch_id,
+        overlap.variant,
+        overlap.began_at,
+        max(at, overlap.began_at),
+        overlap.lane,
+        overlap.share,
+        overlap.started_at,
+    )

@@ -248,6 +248,7 @@ class Scheduler:
         lane.flights.remove(flight)
         lane.usable = lane.usable and not completion.lane_lost
         view.lanes_changed()
+        view.flights_changed()
         if not lane.flights:
             view.load.freed(completion.lane, view.at)
         self._busy_changed()
@@ -290,6 +291,7 @@ class Scheduler:
         if flight is not None and flight.started_at is None:
             flight.started_at = started_at
             flight.hang_at = started_at + self._hang_ns(flight.dispatch)
+            self.view.flights_changed()
             overlap_begins(flight, self.view.flights.values(), started_at)
 
     def _progressed(self, dispatch_id: int, segment: int, passed_at: int) -> None:
@@ -297,6 +299,7 @@ class Scheduler:
         if flight is not None:
             flight.segment = segment
             flight.boundary_at = passed_at
+            self.view.flights_changed()
 
     def _device(self, change: str, lane: int | None) -> None:
         if lane is not None:
@@ -317,16 +320,20 @@ class Scheduler:
         return max(self._config.hang_floor_ns, int(self._config.hang_factor * span))
 
     def _busy_changed(self) -> None:
-        usable = [lane for lane in self.view.lanes if lane.usable]
-        n_busy = sum(1 for lane in usable if lane.flights)
-        self.view.load.lanes_busy(n_busy, max(1, len(usable)), self.view.at)
+        n_busy = n_usable = 0
+        for lane in self.view.lanes:
+            if lane.usable:
+                n_usable += 1
+                if lane.flights:
+                    n_busy += 1
+        self.view.load.lanes_busy(n_busy, max(1, n_usable), self.view.at)
 
     # --- dispatching --------------------------------------------------------------------------------------
 
     def _plan(self) -> None:
         self._wake_at = None
         self._resume()
-        while True:
+        while self.view.waiting():
             plan = self.policy.plan(self.view)
             for dispatch_id in plan.preempt:
                 self._preempt(dispatch_id)
@@ -415,6 +422,7 @@ class Scheduler:
         )
         lane.flights.append(flight)
         view.flights[dispatch.id] = flight
+        view.flights_changed()
         if not staged:
             overlap_begins(flight, view.flights.values(), view.at)
         view.load.dispatched(dispatch.variant, -1 if staged else lane.info.index, view.at)
@@ -430,28 +438,30 @@ class Scheduler:
             variant=variant, lane=lane.info.index, start_at=start_at, first_segment=first_segment
         )
         forecast = view.predictor.predict(snapshot, [candidate])
-        for flight, finish_at in zip(view.flights.values(), forecast.in_flight_finish_at[0], strict=True):
-            self._revise(flight, finish_at, forecast.version)
+        n_in_flight = len(view.flights)
+        if n_in_flight:
+            self._revise(forecast.in_flight_finish_at[0], forecast.version, n_in_flight)
         return Prediction(
             issued_at=view.at,
             finish_at=tuple(forecast.finish_at[0]),
             slo_level=spec.slo_percentile,
             version=forecast.version,
-            corunners=len(view.flights),
+            corunners=n_in_flight,
             features=forecast.features[0] if forecast.features else (),
         )
 
-    def _revise(self, flight: Flight, finish_at: Sequence[int], version: int) -> None:
-        """Append a prediction to a dispatch whose future a decision has changed."""
-        last = flight.predictions[-1]
-        if tuple(finish_at) == last.finish_at:
-            return
-        flight.predictions.append(
-            Prediction(
-                issued_at=self.view.at,
-                finish_at=tuple(finish_at),
-                slo_level=last.slo_level,
-                version=version,
-                corunners=len(self.view.flights),
-            )
-        )
+    def _revise(self, finish_at: Sequence[Sequence[int]], version: int, n_in_flight: int) -> None:
+        """Append a prediction to each dispatch whose future a decision has changed."""
+        at = self.view.at
+        for flight, instants in zip(self.view.flights.values(), finish_at, strict=True):
+            last, row = flight.predictions[-1], tuple(instants)
+            if row != last.finish_at:
+                flight.predictions.append(
+                    Prediction(
+                        issued_at=at,
+                        finish_at=row,
+                        slo_level=last.slo_level,
+                        version=version,
+                        corunners=n_in_flight,
+                    )
+                )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from cotenant.domain import (
@@ -103,9 +103,12 @@ class View:
         self.probes: set[str] = set()
         self.lateness_ns = 0
         self._apart: list[LaneState] | None = None
+        self._snapshot: Snapshot | None = None
 
-    def waiting(self) -> Iterable[DeadlineQueue]:
+    def waiting(self) -> Sequence[DeadlineQueue]:
         """The queues that hold something."""
+        if not self._held:
+            return ()
         held = [queue for queue in self._held.values() if queue.rows]
         if len(held) < len(self._held):
             self._held = {queue.model: queue for queue in held}
@@ -155,12 +158,17 @@ class View:
         return free
 
     def snapshot(self) -> Snapshot:
-        """The state as a predictor may see it."""
-        return Snapshot(
-            at=self.at,
-            in_flight=tuple(flight.snapshot() for flight in self.flights.values()),
-            load=self.load.estimate(self.at),
-        )
+        """The state as a predictor may see it. The same one as long as nothing changes: what predictors make
+        of it can then be kept."""
+        load, known = self.load.estimate(self.at), self._snapshot
+        if known is None or known.at != self.at or known.load is not load:
+            flights = tuple([flight.snapshot() for flight in self.flights.values()])
+            known = self._snapshot = Snapshot(at=self.at, in_flight=flights, load=load)
+        return known
+
+    def flights_changed(self) -> None:
+        """Something in flight began, went on or ended."""
+        self._snapshot = None
 
     def fits(self, axes: Axes, outer: Axes) -> bool:
         """Whether a request with bucket sizes `axes` can run, padded, in a batch of sizes `outer`."""
