@@ -29,5 +29,5 @@ class Policy(Protocol):
         ...
 
     def plan(self, view: View) -> Plan:
-        """At most one dispatch to make now; asked again until there is none. Not asked while nothing waits."""
+        """At most one dispatch to make now; asked again until there is none, or nothing waits."""
         ...
