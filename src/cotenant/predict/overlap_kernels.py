@@ -109,78 +109,74 @@ def walk(
     `reached` becomes the segment reached and what is left of it. When `learning`, `shares[k]` becomes
     d log slowdown / d log(excess_k + 1 - FLOOR), averaged over the work done, `crowd_shares[n]` the same for
     the factor of n others and `weight_shares[r]` for the weight of a resource."""
-    segments, demands, means, n_segments = tables[0], tables[1], tables[2], tables[3]
-    n_resources = weights.shape[0]
+    segments, n_segments = tables[0], tables[3]
     if learning:
-        shares[:], crowd_shares[:], weight_shares[:] = 0.0, 0.0, 0.0
-    flat = n_resources == 0 or n == 0
+        shares[:n], crowd_shares[:], weight_shares[:] = 0.0, 0.0, 0.0
     at, left, last = first, segments[work, first], n_segments[work] - 1
-    theirs, theirs_left, term = np.zeros(n, np.int64), np.zeros(n), np.ones(n)
-    common, there, open_ = np.ones(n), np.empty(n, np.int64), np.empty(n, np.int64)
-    for k in range(n):
-        open_[k] = k
-        if not flat:
-            elapsed = max(0.0, spans[BEGAN, k]) - spans[STARTED, k]
-            _place_other(k, elapsed, others[k], slower[k], segments, n_segments, theirs, theirs_left)
-            for r in range(n_resources):
-                common[k] -= weights[r] * means[work, r] * means[others[k], r]
-    n_open, now, done = n, 0.0, 0.0
+    order = _in_order(n, spans)
+    # of those that are there now, in the order in which they came: which, segment, what is left of that,
+    # what they add to the slowdown, the factor of it that modulates, and the work done meanwhile
+    there, theirs = np.empty(n, np.uint64), np.empty(n, np.int64)
+    their_left, added, term, meanwhile = np.empty(n), np.empty(n), np.empty(n), np.zeros(n)
+    n_there, n_seen, now, done = 0, 0, 0.0, 0.0
     while now < span:
-        step, n_beside, n_left, total = span - now, 0, 0, 0.0
-        for x in range(n_open):
-            k = open_[x]
-            if spans[ENDED, k] <= now:
-                continue
-            open_[n_left] = k
-            n_left += 1
-            if now < spans[BEGAN, k]:
-                step = min(step, spans[BEGAN, k] - now)
-                continue
-            there[n_beside] = k
-            n_beside += 1
-            step = min(step, spans[ENDED, k] - now)
-            if not flat:
-                j, m = others[k], theirs[k]
-                modulated = common[k]
-                for r in range(n_resources):
-                    modulated += weights[r] * demands[work, at, r] * demands[j, m, r]
-                term[k] = max(0.0, modulated)
-                if m < n_segments[j] - 1:
-                    step = min(step, theirs_left[k])
-            total += excess[k] * term[k]
-        n_open = n_left
-        crowded = min(n_beside, crowd.shape[0] - 1)
+        while n_seen < n and spans[BEGAN, order[n_seen]] <= now:
+            k = order[n_seen]
+            n_seen += 1
+            if spans[ENDED, k] > now:
+                there[n_there], meanwhile[n_there] = k, 0.0
+                elapsed = max(0.0, spans[BEGAN, k]) - spans[STARTED, k]
+                theirs[n_there], their_left[n_there] = _place_other(
+                    elapsed, others[k], slower[k], segments, n_segments
+                )
+                term[n_there] = _term(work, at, others[k], theirs[n_there], weights, tables)
+                added[n_there] = excess[k] * term[n_there]
+                n_there += 1
+        step, total = span - now, 0.0
+        if n_seen < n:
+            step = min(step, spans[BEGAN, order[n_seen]] - now)
+        for x in range(n_there):
+            step = min(step, min(spans[ENDED, there[x]] - now, their_left[x]))
+            total += added[x]
+        crowded = min(n_there, crowd.shape[0] - 1)
         slowdown = max(LEAST_SLOWDOWN, 1.0 + crowd[crowded] * total)
         rate = 1.0 / (pace_of_run * slowdown)
         if at < last:
             step = min(step, left / rate)
         step = max(step, LEAST_STEP)
-        part = step * rate
-        done += part
+        done += step * rate
         now += step
-        factor = part * crowd[crowded] / slowdown
+        left -= step * rate
+        factor = step * rate * crowd[crowded] / slowdown
         if learning:
             crowd_shares[crowded] += factor * total
-        for x in range(n_beside):
+        goes_on = left <= LEAST_STEP and at < last
+        n_left = 0
+        for x in range(n_there):
             k = there[x]
-            if learning:
-                shares[k] += factor * (excess[k] + 1.0 - FLOOR) * term[k]
-            if flat:
-                continue
-            j = others[k]
-            if learning and term[k] > 0.0:
-                for r in range(n_resources):
-                    weight_shares[r] += (
-                        factor
-                        * excess[k]
-                        * (demands[work, at, r] * demands[j, theirs[k], r] - means[work, r] * means[j, r])
-                    )
-            theirs_left[k] -= step
-            if theirs_left[k] <= LEAST_STEP and theirs[k] < n_segments[j] - 1:
-                theirs[k] += 1
-                theirs_left[k] = segments[j, theirs[k]] * slower[k]
-        left -= part
-        if left <= LEAST_STEP and at < last:
+            their_left[x] -= step
+            meanwhile[x] += factor
+            turns, ends = their_left[x] <= LEAST_STEP, spans[ENDED, k] <= now
+            if turns or ends or goes_on or now >= span:
+                if learning:
+                    _credit(
+                        k, work, at, others[k], theirs[x], meanwhile[x], term[x], excess[k], tables, shares,
+                        weight_shares,
+                    )  # fmt: skip
+                meanwhile[x] = 0.0
+                if ends:
+                    continue
+                if turns:
+                    theirs[x] += 1
+                    their_left[x] = _length(others[k], theirs[x], slower[k], segments, n_segments)
+                term[x] = _term(work, at + goes_on, others[k], theirs[x], weights, tables)
+                added[x] = excess[k] * term[x]
+            if n_left < x:
+                there[n_left], theirs[n_left], their_left[n_left] = there[x], theirs[x], their_left[x]
+                added[n_left], term[n_left], meanwhile[n_left] = added[x], term[x], meanwhile[x]
+            n_left += 1
+        n_there = n_left
+        if goes_on:
             at += 1
             left = segments[work, at]
     if learning and done > 0.0:
@@ -191,16 +187,58 @@ def walk(
     return done
 
 
+@njit(cache=True)
+def _in_order(n: int, spans: Array) -> Array:
+    """Numbers of others in the order in which they came, which is mostly the order they are in already."""
+    order = np.empty(n, np.uint64)
+    for k in range(n):
+        x = k
+        while x > 0 and spans[BEGAN, order[x - 1]] > spans[BEGAN, k]:
+            order[x] = order[x - 1]
+            x -= 1
+        order[x] = k
+    return order
+
+
 @njit(cache=True, fastmath=True, inline="always")
-def _place_other(
-    k: int, elapsed: float, other: int, slower: float, segments: Array, n_segments: Array, theirs: Array,
-    theirs_left: Array,
+def _term(work: int, at: int, other: int, theirs: int, weights: Array, tables: Tables) -> float:
+    """By how much the segments that two are in modulate the pair's excess, at least 0."""
+    demands, means = tables[1], tables[2]
+    modulated = 1.0
+    for r in range(weights.shape[0]):
+        beyond = demands[work, at, r] * demands[other, theirs, r] - means[work, r] * means[other, r]
+        modulated += weights[r] * beyond
+    return max(0.0, modulated)
+
+
+@njit(cache=True, fastmath=True)
+def _credit(
+    k: int, work: int, at: int, other: int, theirs: int, meanwhile: float, term: float, excess: float,
+    tables: Tables, shares: Array, weight_shares: Array,
 ) -> None:  # fmt: skip
-    """In which segment the k-th other is `elapsed` ns after its start, and for how long (ns) yet."""
+    """Adds what was done beside the k-th other to its share, and to those of the weights."""
+    demands, means = tables[1], tables[2]
+    shares[k] += meanwhile * (excess + 1.0 - FLOOR) * term
+    if term > 0.0:
+        for r in range(weight_shares.shape[0]):
+            beyond = demands[work, at, r] * demands[other, theirs, r] - means[work, r] * means[other, r]
+            weight_shares[r] += meanwhile * excess * beyond
+
+
+@njit(cache=True, fastmath=True)
+def _place_other(
+    elapsed: float, other: int, slower: float, segments: Array, n_segments: Array
+) -> tuple[int, float]:
+    """In which segment an other is `elapsed` ns after its start, and for how long (ns) yet."""
     behind = max(0.0, elapsed)
     m = 0
     while m < n_segments[other] - 1 and behind >= segments[other, m] * slower:
         behind -= segments[other, m] * slower
         m += 1
-    theirs[k] = m
-    theirs_left[k] = max(LEAST_STEP, segments[other, m] * slower - behind)
+    return m, max(LEAST_STEP, _length(other, m, slower, segments, n_segments) - behind)
+
+
+@njit(cache=True, inline="always")
+def _length(other: int, m: int, slower: float, segments: Array, n_segments: Array) -> float:
+    """How long (ns) an other is in its segment m: for good in the last one."""
+    return segments[other, m] * slower if m < n_segments[other] - 1 else OPEN
