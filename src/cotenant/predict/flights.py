@@ -14,6 +14,7 @@ import numpy as np
 
 from cotenant.domain import InFlight, Overlap
 from cotenant.predict.estimator import Estimator
+from cotenant.predict.forecast_kernel import BEGIN, N_BESIDE, SEGMENT
 from cotenant.predict.overlap_kernels import BEGAN, ENDED, ITS_LANE, OPEN, OTHER, STARTED
 from cotenant.predict.row_kernels import Array
 from cotenant.predict.workloads import Known
@@ -33,6 +34,8 @@ class _Kept:
     lane: int
     seen: InFlight | None = None
     overlaps: tuple[Overlap, ...] = ()
+    begin: float = OPEN
+    segment: int = 0
 
 
 class FlightTables:
@@ -91,7 +94,7 @@ class FlightTables:
         if kept is None or kept.known is not known or kept.lane != flight.lane:
             if kept is not None:
                 self._free.append(kept.row)
-            kept = self._kept[flight.dispatch_id] = self._new(known, flight.lane)
+            kept = self._kept[flight.dispatch_id] = self._new(known, flight)
         overlaps, last = flight.overlaps, known.n_segments - 1
         if flight.started_at is None:
             begin, segment, overlaps = OPEN, min(flight.segment, last), ()
@@ -101,35 +104,40 @@ class FlightTables:
             begin, segment = flight.started_at, 0
         if overlaps is not kept.overlaps:
             self._write(kept, overlaps)
-        self.instants[kept.row] = (begin, flight.decided_at)
-        self.flights[kept.row] = (known.index, flight.lane, segment, len(overlaps), kept.row * self.room)
+            self.flights[kept.row, N_BESIDE] = len(overlaps)
+        if begin != kept.begin or segment != kept.segment:
+            kept.begin, kept.segment = begin, segment
+            self.instants[kept.row, BEGIN], self.flights[kept.row, SEGMENT] = begin, segment
         kept.seen = flight
         return kept
 
-    def _new(self, known: Known, lane: int) -> _Kept:
+    def _new(self, known: Known, flight: InFlight) -> _Kept:
         if not self._free:
             n = len(self.flights)
             self.flights, self.instants = _longer(self.flights, 2 * n), _longer(self.instants, 2 * n)
             self.who = _longer(self.who, 2 * n * self.room)
             self.times = _longer(self.times, 2 * n * self.room)
             self._free = list(range(n, 2 * n))
-        return _Kept(self._free.pop(), known, self._estimator.lane(lane))
+        row, lane = self._free.pop(), self._estimator.lane(flight.lane)
+        self.flights[row] = (known.index, lane, 0, 0, row * self.room)
+        self.instants[row] = (OPEN, flight.decided_at)
+        return _Kept(row, known, lane)
 
     def _write(self, kept: _Kept, overlaps: tuple[Overlap, ...]) -> None:
         """Write those of the overlaps that are others than before."""
         while len(overlaps) > self.room:
             self._make_room()
-        before, first = kept.overlaps, kept.row * self.room
-        n_before = len(before)
-        for k, overlap in enumerate(overlaps):
-            if k < n_before:
-                old = before[k]
-                if old is overlap:
-                    continue
+        before, entry = kept.overlaps, kept.row * self.room
+        for old, overlap in zip(before, overlaps, strict=False):
+            if old is not overlap:
                 if _is_same(old, overlap):
-                    self.times[first + k, ENDED] = OPEN if overlap.ended_at is None else overlap.ended_at
-                    continue
-            self._write_one(first + k, overlap)
+                    self.times[entry, ENDED] = OPEN if overlap.ended_at is None else overlap.ended_at
+                else:
+                    self._write_one(entry, overlap)
+            entry += 1
+        for overlap in overlaps[len(before) :]:
+            self._write_one(entry, overlap)
+            entry += 1
         kept.overlaps = overlaps
 
     def _write_one(self, entry: int, overlap: Overlap) -> None:

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from cotenant.domain import Variant
 from cotenant.predict.pair_kernel import (
     PRIOR,
     PRIOR_LATENT,
@@ -91,7 +92,7 @@ class ReducedMap:
     _victims: Side = field(init=False)
     _aggressors: Side = field(init=False)
     _whiten: Array = field(init=False)
-    _in_common: dict[tuple[Ident, int], tuple[Array, Array]] = field(default_factory=dict)
+    _in_common: dict[tuple[Variant, float, int], tuple[Array, Array]] = field(default_factory=dict)
 
     def features(self, victim: WorkloadFeatures, aggressor: WorkloadFeatures) -> tuple[Array, float]:
         """The same as `rows`, for one pair in microseconds: what each side has in common with the dictionary
@@ -102,7 +103,7 @@ class ReducedMap:
 
     def _common(self, workload: WorkloadFeatures, role: int) -> tuple[Array, Array]:
         """With the victims (0) or the aggressors (1) of the dictionary; the victims' have the amplitudes."""
-        key = _ident(workload), role
+        key = workload.variant, workload.share, role
         found = self._in_common.get(key)
         if found is None:
             side, others = self._side([workload], role), (self._victims, self._aggressors)[role]

@@ -50,12 +50,13 @@ class Terms:
         self._names.append(name)
         if slot >= len(self.level):
             self.level, self.notes = doubled(self.level), doubled(self.notes)
-        half_life = half_life_s * NS_PER_S if math.isfinite(half_life_s) else FOREVER_NS
+        half_life = half_life_s * NS_PER_S if half_life_s < math.inf else FOREVER_NS
         self.level[slot] = (mean, sigma**2, mean, sigma**2, 0.0, half_life)
         if name[0] not in OF_NO_MODEL:
-            for part in {part for part in name[1:] if isinstance(part, str)}:
-                model, bracket, _ = part.partition("[")
-                (self._of_label if bracket else self._of_model).setdefault(model, []).append(slot)
+            for part in name[1:]:
+                if isinstance(part, str):
+                    model, bracket, _ = part.partition("[")
+                    (self._of_label if bracket else self._of_model).setdefault(model, []).append(slot)
         return slot
 
     def forget(self, model: str) -> None:
