@@ -172,6 +172,9 @@ class SoloPredictor:
     _labels: dict[Variant, str] = field(default_factory=dict)
     _spans: dict[Variant, tuple[int, ...]] = field(default_factory=dict)
     _of_model: dict[str, _Shared] = field(default_factory=dict)
+    _waits: dict[float, tuple[float, float, list[float]]] = field(default_factory=dict)
+    """By `slo_level`: how far the hand-over is trusted, its median and how much later its quantiles are
+    (ns)."""
     _smallest: dict[str, _Prior] = field(default_factory=dict)
     _cache_slot: int = -1
 
@@ -203,6 +206,7 @@ class SoloPredictor:
         if model is None:
             self._spans.clear()
             self._of_model.clear()
+            self._waits.clear()
             return
         of_model = self._of_model.pop(model, None)
         if of_model is not None:
@@ -215,28 +219,33 @@ class SoloPredictor:
         prior = self._smallest_prior(model)
         correction = state.models.get(model)
         trust = 0.0 if correction is None else self._trust(correction, at)
-        learned = state.offsets.get(model, prior.offsets)
-        trust_handover = self._faded(at - state.handover_at)
-        handover = [trust_handover * value for value in state.handover]
-        handover.append(between(handover, prior.slo_level))
+        waited, late = self._handover(prior.slo_level, at)
         return _Shared(
             trust=trust,
             mean=0.0 if correction is None else trust * correction.mean,
-            waited=handover[0],
-            late=[value - handover[0] for value in handover],
-            offsets=None if correction is None else learned,
+            waited=waited,
+            late=late,
+            offsets=None if correction is None else state.offsets.get(model, prior.offsets),
         )
 
+    def _handover(self, slo_level: float, at: int) -> tuple[float, list[float]]:
+        """Median of the hand-over (ns), and by how much its quantiles are later."""
+        trust = self._faded(at - self._state.handover_at)
+        known = self._waits.get(slo_level)
+        if known is None or known[0] != trust:
+            handover = [trust * value for value in self._state.handover]
+            handover.append(between(handover, slo_level))
+            late = [value - handover[0] for value in handover]
+            known = self._waits[slo_level] = trust, handover[0], late
+        return known[1], known[2]
+
     def _solo(self, variant: Variant, of_model: _Shared, at: int) -> tuple[int, ...]:
-        prior = self._prior(variant)
-        log_ratio = 0.0 if of_model.offsets is None else self._corrected(variant, of_model.mean, at)
-        median = prior.median_ns * math.exp(log_ratio)
-        middle, offsets = median + of_model.waited, prior.offsets
-        if of_model.offsets is not None:
-            trust = of_model.trust
-            offsets = tuple(
-                [old + trust * (new - old) for old, new in zip(offsets, of_model.offsets, strict=True)]
-            )
+        prior, learned, trust = self._prior(variant), of_model.offsets, of_model.trust
+        median, offsets = float(prior.median_ns), prior.offsets
+        if learned is not None:
+            median *= math.exp(self._corrected(variant, of_model.mean, at))
+            offsets = tuple([old + trust * (new - old) for old, new in zip(offsets, learned, strict=True)])
+        middle = median + of_model.waited
         spans = [
             int(middle + math.hypot(median * math.expm1(offset), late))
             for offset, late in zip(offsets, of_model.late, strict=True)

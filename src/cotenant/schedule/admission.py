@@ -66,14 +66,14 @@ class Admission:
 
     def admit(self, view: View, request: Request) -> Verdict:
         """Decide for one request; `view.at` is its arrival."""
-        deadline = due(request)
-        frees = [view.free_at(lane) for lane in view.apart()]
-        if deadline >= NEVER or not frees:
+        deadline, lanes = due(request), view.apart()
+        if deadline >= NEVER or not lanes:
             return ADMITTED
         variant = view.specs[request.model].bucket(request.rows, request.axes)
         alone = view.median(variant)
-        if self._all_fits(view, request, min(frees) + alone):
+        if self._all_fits(view, request, view.first_free(lanes) + alone):
             return ADMITTED
+        frees = [view.free_at(lane) for lane in lanes]
         backlog = self._backlog(view, request.job_class)
         position = bisect_right(backlog, deadline, key=lambda chunk: chunk.due_at)
         newcomer = Chunk(

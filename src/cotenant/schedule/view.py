@@ -157,6 +157,13 @@ class View:
             free = max(self.at, begin + self.median(flight.dispatch.variant))
         return free
 
+    def first_free(self, lanes: Sequence[LaneState]) -> int:
+        """When the first of some lanes, one at least, is expected to be free."""
+        for lane in lanes:
+            if not lane.flights:
+                return self.at
+        return min([self.free_at(lane) for lane in lanes])
+
     def snapshot(self) -> Snapshot:
         """The state as a predictor may see it. The same one as long as nothing changes: what predictors make
         of it can then be kept."""
