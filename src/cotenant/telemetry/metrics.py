@@ -1,16 +1,16 @@
 """Prometheus metrics of one engine, fed as an `Observer`.
 
 Label sets stay small: models come from the configuration, and of a reason that goes into details (`DETAILED`)
-only the phrase before ":" is kept; there are at most `MAX_REASONS` different ones. Children are looked up
-once and kept, because `labels()` costs more than the observation itself.
+only the phrase before ":" is kept; there are at most `MAX_REASONS` different ones.
 """
 
 from __future__ import annotations
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, Summary
+from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
 from cotenant.domain import LEVELS, NS_PER_S, Observation, Outcome, OutcomeKind
+from cotenant.telemetry.tally import Count, Tally
 
 SPAN_BUCKETS_S = (
     0.0005,
@@ -57,81 +57,66 @@ class Metrics:
     """An `Observer` that keeps Prometheus metrics in a registry of its own."""
 
     def __init__(self) -> None:
-        self.registry = CollectorRegistry()
-        self.latency = self._histogram(
-            "cotenant_request_latency_seconds", "Arrival to answer, ok and late.", ("model",), SPAN_BUCKETS_S
+        tally = Tally()
+        of_model, seconds = ("model",), SPAN_BUCKETS_S
+        self.latency = tally.histogram(
+            "cotenant_request_latency_seconds", "Arrival to answer, ok and late.", of_model, seconds
         )
-        self.queue = self._histogram(
+        self.queue = tally.histogram(
             "cotenant_request_queue_seconds",
             "Arrival to the start of the run, ok and late.",
-            ("model",),
-            SPAN_BUCKETS_S,
+            of_model,
+            seconds,
         )
-        self.service = self._histogram(
+        self.service = tally.histogram(
             "cotenant_request_service_seconds",
             "Start of the run to the answer, ok and late.",
-            ("model",),
-            SPAN_BUCKETS_S,
+            of_model,
+            seconds,
         )
-        self.outcomes = Counter(
-            "cotenant_requests",
-            "Requests by how they ended.",
-            ("model", "outcome", "reason"),
-            registry=self.registry,
+        self.outcomes = tally.counter(
+            "cotenant_requests", "Requests by how they ended.", ("model", "outcome", "reason")
         )
-        self.rows = self._histogram(
-            "cotenant_batch_rows", "Rows per completed dispatch.", ("model",), ROWS_BUCKETS
+        self.rows = tally.histogram(
+            "cotenant_batch_rows", "Rows per completed dispatch.", of_model, ROWS_BUCKETS
         )
-        self.ratio = self._histogram(
+        self.ratio = tally.histogram(
             "cotenant_prediction_ratio",
             "Measured span / predicted median span, dispatch to end.",
-            ("model",),
+            of_model,
             RATIO_BUCKETS,
         )
-        self.predicted = Counter(
-            "cotenant_predictions", "Dispatches with a prediction.", ("model",), registry=self.registry
-        )
-        self.covered = Counter(
+        self.predicted = tally.counter("cotenant_predictions", "Dispatches with a prediction.", of_model)
+        self.covered = tally.counter(
             "cotenant_predictions_covered",
             "Dispatches that ended by the quantile predicted at dispatch; divide by cotenant_predictions.",
             ("model", "level"),
-            registry=self.registry,
         )
-        self.lane_busy = Counter(
-            "cotenant_lane_busy_seconds",
-            "Time a lane spent on completed runs.",
-            ("lane",),
-            registry=self.registry,
+        self.lane_busy = tally.counter(
+            "cotenant_lane_busy_seconds", "Time a lane spent on completed runs.", ("lane",)
         )
-        self.device_busy = Counter(
-            "cotenant_device_busy_seconds", "Time with any lane running.", registry=self.registry
-        )
-        self.absolute_error = Summary(
-            "cotenant_prediction_absolute_error",
-            "|predicted - measured| / measured span, dispatch to end.",
-            registry=self.registry,
-        )
-        self.signed_error = Summary(
-            "cotenant_prediction_signed_error",
-            "(predicted - measured) / measured span, dispatch to end.",
-            registry=self.registry,
-        )
-        self.decision = Histogram(
+        self.device_busy = tally.counter(
+            "cotenant_device_busy_seconds", "Time with any lane running."
+        ).labels()
+        self.absolute_error = tally.summary(
+            "cotenant_prediction_absolute_error", "|predicted - measured| / measured span, dispatch to end."
+        ).labels()
+        self.signed_error = tally.summary(
+            "cotenant_prediction_signed_error", "(predicted - measured) / measured span, dispatch to end."
+        ).labels()
+        self.decision = tally.histogram(
             "cotenant_decision_seconds",
             "Real time of one decision of the scheduler.",
-            buckets=DECISION_BUCKETS_S,
-            registry=self.registry,
-        )
+            (),
+            DECISION_BUCKETS_S,
+        ).labels()
+        self.registry = CollectorRegistry()
+        self.registry.register(tally)
         self._covered_until: list[tuple[int, int]] = []
         self._models: dict[str, _OfModel] = {}
-        self._outcomes: dict[tuple[str, str, str], Counter] = {}
+        self._outcomes: dict[tuple[str, str, str], Count] = {}
         self._reasons: set[str] = set()
-        self._lanes: dict[int, Counter] = {}
-
-    def _histogram(
-        self, name: str, text: str, labels: tuple[str, ...], buckets: tuple[float, ...]
-    ) -> Histogram:
-        return Histogram(name, text, labels, buckets=buckets, registry=self.registry)
+        self._lanes: dict[int, Count] = {}
 
     def settled(self, outcome: Outcome) -> None:
         """Count a request's end; time it if it was answered."""
@@ -197,13 +182,13 @@ class Metrics:
             children = self._models[model] = _OfModel(self, model)
         return children
 
-    def _lane(self, lane: int) -> Counter:
+    def _lane(self, lane: int) -> Count:
         counter = self._lanes.get(lane)
         if counter is None:
             counter = self._lanes[lane] = self.lane_busy.labels(str(lane))
         return counter
 
-    def _outcome(self, model: str, kind: OutcomeKind, reason: str) -> Counter:
+    def _outcome(self, model: str, kind: OutcomeKind, reason: str) -> Count:
         phrase = reason.partition(":")[0].strip()
         if phrase not in DETAILED:
             phrase = reason.strip() or "none"
