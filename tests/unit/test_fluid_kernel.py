@@ -52,7 +52,9 @@ def case(seed: int, n: int, n_lanes: int, n_resources: int = 3) -> tuple[Any, ..
     )  # fmt: skip
 
 
-def slow(runs, segments, demands, means, excess, weights, crowd, joiners, joiner_excess) -> list[float]:
+def slow(
+    runs, segments, demands, means, excess, weights, crowd, joiners, joiner_excess, longest_step=None
+) -> list[float]:
     n, n_lanes = joiner_excess.shape
     since, first = [0.0] * n_lanes, joiners[:, IDLE].tolist()
     taken = [int((runs[:, LANE] == lane).sum()) for lane in range(n_lanes)]
@@ -84,7 +86,8 @@ def slow(runs, segments, demands, means, excess, weights, crowd, joiners, joiner
         pieces = (segments[e, first_segment] * runs[e, LEFT], *segments[e, first_segment + 1 : last])
         after = None if runs[e, AFTER] < 0 else int(runs[e, AFTER])
         courses.append(Course(pieces=pieces, first=first_segment, start=runs[e, START], after=after))
-    return replay(courses, slowdown, longest_step=joiners[0, TAU] if n_lanes else math.inf, ended=ended)
+    longest = longest_step or (joiners[0, TAU] if n_lanes else math.inf)
+    return replay(courses, slowdown, longest_step=longest, ended=ended)
 
 
 @settings(max_examples=120, deadline=None)
@@ -94,6 +97,16 @@ def test_the_compiled_integration_agrees_with_the_plain_one(seed: int, n: int, n
     finish = np.zeros(n)
     integrate(np.arange(n), *arrays, finish)
     assert finish == pytest.approx(slow(*arrays), rel=1e-9)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_a_lane_that_is_always_taken_at_once_asks_for_short_steps_only_at_first(seed: int) -> None:
+    """Many thousand steps of its time constant give about the same."""
+    arrays = case(seed, 4, 6)
+    arrays[7][:, TAU], arrays[7][2, TAU] = 3e6, 3e3
+    finish = np.zeros(4)
+    integrate(np.arange(4), *arrays, finish)
+    assert finish == pytest.approx(slow(*arrays, longest_step=3e4), rel=0.03)
 
 
 def test_lanes_for_which_no_joiners_are_known_are_left_alone() -> None:

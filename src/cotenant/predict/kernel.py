@@ -8,8 +8,8 @@ How this works. While run e is in segment k, its slowdown is
 with n others active, u the demands of the segments they are in, and excess = slowdown - 1 of the pair over
 whole runs. Lanes without work may be taken by others: such a joiner is there with a probability that tends
 from its value at the instant the lane became free to its likely one with a time constant of its own, and
-adds its mean excess. A pair's term changes only when one of the two passes a boundary, so only those are
-computed anew.
+adds its mean excess; no step is longer than the shortest time constant of those that have not settled. A
+pair's term changes only when one of the two passes a boundary, so only those are computed anew.
 """
 
 from __future__ import annotations
@@ -31,6 +31,8 @@ LIKELY, TAU, REFILL, IDLE = range(4)
 """Columns of `joiners` (n_lanes rows): probability that a lane is taken in the long run, time constant (ns),
 probability that it is taken again at once when it becomes free, and that it is taken now, being idle."""
 DONE = 1e-6
+SETTLED = 1e-11
+"""A probability so near to its likely value stays there, and no step is shortened for it any more."""
 FAR = 1e30
 """Later than anything (ns)."""
 
@@ -100,10 +102,11 @@ def integrate(
     left, slowdown, base = np.empty(n), np.empty(n), np.zeros(n)
     pair, common = np.zeros((n, n)), np.ones((n, n))
     taken = np.zeros(n_lanes, np.int64)
-    # free lanes that may be taken, in the order in which they became free
+    # free lanes that have not settled, and what those add that have
     share, likely, rate, joining = (
         np.empty(n_lanes), np.empty(n_lanes), np.empty(n_lanes), np.empty((n, n_lanes)),
     )  # fmt: skip
+    joined = np.zeros(n)
     for a in range(n):
         e = run[a]
         at[a], last[a] = np.int64(runs[e, FIRST]), np.int64(runs[e, N_SEGMENTS]) - 1
@@ -147,18 +150,22 @@ def integrate(
                 for y in range(n_free):
                     share[y] = likely[y] + (share[y] - likely[y]) * math.exp((next_start - now) * rate[y])
                 now = next_start
+                n_free, longest = _settle(n_free, share, likely, rate, joining, joined)
                 continue
             factor = crowd[min(n_active - 1, MAX_CROWD)]
-        step = min(longest, next_start - now)
+        step, settles = min(longest, next_start - now), False
         for x in range(n_active):
             a = active[x]
-            total = base[a] * factor
+            total = base[a] * factor + joined[a]
             for y in range(n_free):
                 total += share[y] * joining[a, y]
             slowdown[a] = runs[run[a], PACE] * (1.0 + max(0.0, total))
             step = min(step, left[a] * slowdown[a])
         for y in range(n_free):
             share[y] = likely[y] + (share[y] - likely[y]) * _decayed(step * rate[y])
+            settles |= abs(share[y] - likely[y]) < SETTLED
+        if settles:
+            n_free, longest = _settle(n_free, share, likely, rate, joining, joined)
         now += step
         n_ended = 0
         for x in range(n_active):
@@ -201,6 +208,26 @@ def integrate(
                     active[n_active] = a
                     n_active += 1
             factor = crowd[max(0, min(n_active - 1, MAX_CROWD))]
+
+
+@njit(cache=True)
+def _settle(
+    n_free: int, share: Array, likely: Array, rate: Array, joining: Array, joined: Array
+) -> tuple[int, float]:
+    """Take out the lanes that have settled; returns how many are left, and the shortest of their time
+    constants."""
+    n_left, longest = 0, FAR
+    for y in range(n_free):
+        if abs(share[y] - likely[y]) < SETTLED:
+            for a in range(joined.shape[0]):
+                joined[a] += likely[y] * joining[a, y]
+            continue
+        share[n_left], likely[n_left], rate[n_left] = share[y], likely[y], rate[y]
+        for a in range(joined.shape[0]):
+            joining[a, n_left] = joining[a, y]
+        longest = min(longest, -1.0 / rate[y])
+        n_left += 1
+    return n_left, longest
 
 
 @njit(cache=True)

@@ -114,68 +114,72 @@ def walk(
         shares[:n], crowd_shares[:], weight_shares[:] = 0.0, 0.0, 0.0
     at, left, last = first, segments[work, first], n_segments[work] - 1
     order = _in_order(n, spans)
-    # of those that are there now, in the order in which they came: which, segment, what is left of that,
-    # what they add to the slowdown, the factor of it that modulates, and the work done meanwhile
-    there, theirs = np.empty(n, np.uint64), np.empty(n, np.int64)
-    their_left, added, term, meanwhile = np.empty(n), np.empty(n), np.empty(n), np.zeros(n)
-    n_there, n_seen, now, done = 0, 0, 0.0, 0.0
+    # of those that are there now: which, segment, when that ends, when it or the other ends, the factor of
+    # the excess that modulates, and `weight` (of all work done, by how much it counts) at its last change
+    there, theirs, turns_at, next_at = np.empty(n, np.uint64), np.empty(n, np.int64), np.empty(n), np.empty(n)
+    term, since = np.empty(n), np.empty(n)
+    n_there, n_seen, now, done, total, weight = 0, 0, 0.0, 0.0, 0.0, 0.0
     while now < span:
         while n_seen < n and spans[BEGAN, order[n_seen]] <= now:
             k = order[n_seen]
             n_seen += 1
-            if spans[ENDED, k] > now:
-                there[n_there], meanwhile[n_there] = k, 0.0
-                elapsed = max(0.0, spans[BEGAN, k]) - spans[STARTED, k]
-                theirs[n_there], their_left[n_there] = _place_other(
-                    elapsed, others[k], slower[k], segments, n_segments
-                )
-                term[n_there] = _term(work, at, others[k], theirs[n_there], weights, tables)
-                added[n_there] = excess[k] * term[n_there]
-                n_there += 1
-        step, total = span - now, 0.0
-        if n_seen < n:
-            step = min(step, spans[BEGAN, order[n_seen]] - now)
+            if spans[ENDED, k] <= now:
+                continue
+            x = n_there
+            n_there += 1
+            elapsed = max(0.0, spans[BEGAN, k]) - spans[STARTED, k]
+            there[x], since[x] = k, weight
+            theirs[x], their_left = _place_other(elapsed, others[k], slower[k], segments, n_segments)
+            turns_at[x] = now + their_left
+            next_at[x] = min(turns_at[x], spans[ENDED, k])
+            term[x] = _term(work, at, others[k], theirs[x], weights, tables)
+            total += excess[k] * term[x]
+        until = span if n_seen == n else min(span, spans[BEGAN, order[n_seen]])
         for x in range(n_there):
-            step = min(step, min(spans[ENDED, there[x]] - now, their_left[x]))
-            total += added[x]
+            until = min(until, next_at[x])
         crowded = min(n_there, crowd.shape[0] - 1)
         slowdown = max(LEAST_SLOWDOWN, 1.0 + crowd[crowded] * total)
         rate = 1.0 / (pace_of_run * slowdown)
+        step = until - now
         if at < last:
             step = min(step, left / rate)
         step = max(step, LEAST_STEP)
-        done += step * rate
+        part_done = step * rate
+        done += part_done
         now += step
-        left -= step * rate
-        factor = step * rate * crowd[crowded] / slowdown
+        left -= part_done
+        factor = part_done * crowd[crowded] / slowdown
+        weight += factor
         if learning:
             crowd_shares[crowded] += factor * total
         goes_on = left <= LEAST_STEP and at < last
+        over = now >= span
         n_left = 0
         for x in range(n_there):
-            k = there[x]
-            their_left[x] -= step
-            meanwhile[x] += factor
-            turns, ends = their_left[x] <= LEAST_STEP, spans[ENDED, k] <= now
-            if turns or ends or goes_on or now >= span:
+            if goes_on or over or next_at[x] <= now + LEAST_STEP:
+                k = there[x]
                 if learning:
                     _credit(
-                        k, work, at, others[k], theirs[x], meanwhile[x], term[x], excess[k], tables, shares,
-                        weight_shares,
+                        k, work, at, others[k], theirs[x], weight - since[x], term[x], excess[k], tables,
+                        shares, weight_shares,
                     )  # fmt: skip
-                meanwhile[x] = 0.0
-                if ends:
+                since[x] = weight
+                total -= excess[k] * term[x]
+                if spans[ENDED, k] <= now:
                     continue
-                if turns:
+                if turns_at[x] - now <= LEAST_STEP:
                     theirs[x] += 1
-                    their_left[x] = _length(others[k], theirs[x], slower[k], segments, n_segments)
+                    turns_at[x] = now + _length(others[k], theirs[x], slower[k], segments, n_segments)
+                    next_at[x] = min(turns_at[x], spans[ENDED, k])
                 term[x] = _term(work, at + goes_on, others[k], theirs[x], weights, tables)
-                added[x] = excess[k] * term[x]
+                total += excess[k] * term[x]
             if n_left < x:
-                there[n_left], theirs[n_left], their_left[n_left] = there[x], theirs[x], their_left[x]
-                added[n_left], term[n_left], meanwhile[n_left] = added[x], term[x], meanwhile[x]
+                there[n_left], theirs[n_left], term[n_left] = there[x], theirs[x], term[x]
+                turns_at[n_left], next_at[n_left], since[n_left] = turns_at[x], next_at[x], since[x]
             n_left += 1
         n_there = n_left
+        if n_there == 0:
+            total = 0.0
         if goes_on:
             at += 1
             left = segments[work, at]
