@@ -9,6 +9,7 @@ told to the scheduler, which subtracts it from what it allows to wait.
 from __future__ import annotations
 
 import asyncio
+import gc
 import sys
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
@@ -40,6 +41,9 @@ from cotenant.schedule.scheduler import Scheduler
 SWITCH_INTERVAL_S = 0.0005
 """How long a thread may keep the interpreter from another (s). The default of 5 ms is longer than many an
 inference: a lane that is done would wait for it. `benchmarks/switch_interval.py` measures the effect."""
+GC_THRESHOLDS = (5_000, 20, 50)
+"""When the collector of cycles looks, by generation (see `gc.set_threshold`). The default looks every few
+requests, through overlap histories that hold no cycle."""
 MAX_LATENESS_NS = 5 * NS_PER_MS
 """Most lateness of timers that is believed to last (ns)."""
 REMEMBERED = 4096
@@ -143,8 +147,12 @@ class Engine:
         )
 
     def start(self) -> None:
-        """Begin to take events on the running loop. Sets the interpreter's switch interval."""
+        """Begin to take events on the running loop. Sets the interpreter's switch interval, and keeps the
+        collector of cycles from what is there already: to look through all of it takes tens of
+        milliseconds."""
         sys.setswitchinterval(SWITCH_INTERVAL_S)
+        gc.freeze()
+        gc.set_threshold(*GC_THRESHOLDS)
         loop = self._loop = asyncio.get_running_loop()
 
         def sink(event: Event) -> None:
@@ -165,6 +173,7 @@ class Engine:
 
     def close_log(self) -> None:
         """Stop the timer and write what is left of the event log; the lanes stay usable."""
+        gc.unfreeze()
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
