@@ -136,5 +136,5 @@ class Drive:
         version = self._learner.learn(observation)
         for observer in self._observers:
             observer.observed(observation)
-        if version is not None:
-            self._pending.append(ModelVersion(version))
+        if version is not None and self.scheduler.view.waiting():
+            self._pending.append(ModelVersion(version))  # where nothing waits it changes nothing

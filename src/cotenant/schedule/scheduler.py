@@ -109,6 +109,8 @@ class Scheduler:
                     self._arrive(other)
             case Completion():
                 self._complete(event)
+            case ModelVersion():
+                pass
             case Started(dispatch_id, started_at):
                 self._started(dispatch_id, started_at)
             case Progress(dispatch_id, segment, passed_at):
@@ -125,8 +127,6 @@ class Scheduler:
             case Wakeup(late_ns):
                 self.view.lateness_ns = late_ns
                 self._give_up_hung()
-            case ModelVersion():
-                pass
             case _:
                 assert_never(event)
         self._expire()
@@ -246,8 +246,9 @@ class Scheduler:
             return
         lane = view.lanes[completion.lane]
         lane.flights.remove(flight)
-        lane.usable = lane.usable and not completion.lane_lost
-        view.lanes_changed()
+        if completion.lane_lost:
+            lane.usable = False
+            view.lanes_changed()
         view.flights_changed()
         if not lane.flights:
             view.load.freed(completion.lane, view.at)
