@@ -18,6 +18,7 @@ import statistics
 import time
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -29,6 +30,7 @@ from cotenant.assemble import make_predictor, make_scheduler
 from cotenant.clock import VirtualClock, thread_cpu_ns
 from cotenant.domain import LEVELS, Candidate, Observation, Outcome, Variant
 from cotenant.drive import Drive
+from cotenant.engine import GC_THRESHOLDS
 from cotenant.execute.lanes import lane_layout
 from cotenant.learned import Learned, StateFile
 from cotenant.ports import LaneInfo
@@ -221,16 +223,17 @@ class Run:
     def go(self) -> float:
         """Runs to the end; CPU seconds of this thread."""
         gc.collect()
+        gc.freeze()
+        gc.set_threshold(*GC_THRESHOLDS)
         began = thread_cpu_ns()
         self.simulation.run(self.requests)
         spent = (thread_cpu_ns() - began) / 1e9
+        gc.unfreeze()
         self.checkpointer.close()
         return spent
 
 
-def _path(folder: str) -> Any:
-    from pathlib import Path
-
+def _path(folder: str) -> Path:
     return Path(folder) / "learned"
 
 

@@ -254,7 +254,7 @@ def make_predictor(
     is known by its solo profile."""
     config = config or FluidConfig()
     warm_up()
-    return FluidPredictor(
+    predictor = FluidPredictor(
         features,
         ReducedMap(features).begin(),
         profiles=profiles,
@@ -262,6 +262,8 @@ def make_predictor(
         lanes=lanes,
         config=config,
     )
+    predictor.get_ready()
+    return predictor
 
 
 def predictor_of(prepared: Prepared, config: FluidConfig | None = None) -> FluidPredictor:

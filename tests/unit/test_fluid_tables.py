@@ -184,6 +184,20 @@ def test_a_model_loaded_anew_is_looked_up_anew() -> None:
     assert_alike(of.predict(*question), fresh.predict(*question))
 
 
+def test_getting_ready_changes_no_answer() -> None:
+    traffic, one, other = Traffic(7, 6), predictor(), predictor()
+    other.get_ready()
+    n_rows = other.estimator.rows.n
+    for _ in range(60):
+        ended = traffic.step()
+        question = traffic.question()
+        assert_alike(one.predict(*question), other.predict(*question))
+        if ended is not None:
+            one.learn(ended)
+            other.learn(ended)
+    assert n_rows == 10 * 10 * 2  # apart, and on common units
+
+
 def test_the_features_of_a_pair_are_those_of_many_at_once() -> None:
     made = predictor()
     table, pair_map = made.features, ReducedMap(made.features)

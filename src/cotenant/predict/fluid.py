@@ -96,6 +96,11 @@ class FluidPredictor:
     def version(self) -> int:
         return self.estimator.version
 
+    def get_ready(self) -> None:
+        """Look up what there is to know of all measured workloads and, where they are few, of their pairs,
+        before requests wait for it. Changes no answer."""
+        self.estimator.get_ready()
+
     # --- Predictor ------------------------------------------------------------------------------------
 
     def prior(self, variant: Variant) -> int:

@@ -7,7 +7,7 @@ and they are asked again. So an answer never depends on which rows there were.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
@@ -56,7 +56,12 @@ class PairRows:
                 self._make(2 * self.capacity)
                 n_before = 0
             self.clear()
-        for relation, victim, aggressor in self.missing[:n_missing].tolist():
+        self.make(self.missing[:n_missing].tolist())
+
+    def make(self, pairs: Iterable[Sequence[int]]) -> None:
+        """Make the rows of pairs (relation, victim, aggressor), for which there is room, unless they are
+        there."""
+        for relation, victim, aggressor in pairs:
             if put(self.index, relation, victim, aggressor, self.n):
                 self._fill(self.n, relation, victim, aggressor)
                 self.n += 1
