@@ -20,6 +20,7 @@ from common import ROOT, Row, note, table
 HERE = Path(__file__).resolve().parent
 PARTS: dict[str, tuple[list[str], list[str]]] = {
     "decision_time": ([], ["--requests", "2000", "--repeats", "1"]),
+    "decision_cost": ([], ["--requests", "1500", "--repeats", "1"]),
     "simulator_speed": ([], ["--seconds", "10", "--repeats", "1"]),
     "peers_echo/run": ([], ["--seconds", "1", "--repeats", "1"]),
     "switch_interval": ([], ["--seconds", "2", "--repeats", "1"]),

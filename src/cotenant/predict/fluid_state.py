@@ -52,14 +52,16 @@ class State(msgspec.Struct):
 def copied(predictor: FluidPredictor) -> Callable[[], bytes]:
     """A copy of all that is learned, for tens of microseconds; what is returned encodes it, on any thread."""
     estimator = predictor.estimator
-    names, which, level = estimator.terms.learned()
+    terms = estimator.terms.copied()
     theta, root = estimator.theta.copy(), estimator.root.copy()
     version, noise, n_clipped = estimator.version, estimator.noise, estimator.n_clipped
     pair_map, n_refused, handover = predictor.pair_map, predictor.n_refused, copy(predictor.handover)
     calibrator, drift = predictor.calibrator.copied(), predictor.drift.state()
     screen = None if predictor.screen is None else predictor.screen.copied()
-    return lambda: msgspec.msgpack.encode(
-        State(
+
+    def encoded() -> bytes:
+        names, level = terms()
+        state = State(
             format=FORMAT,
             version=version,
             pair_map=pair_map,
@@ -68,14 +70,16 @@ def copied(predictor: FluidPredictor) -> Callable[[], bytes]:
             noise=noise,
             n_clipped=n_clipped,
             n_refused=n_refused,
-            terms=[names[slot] for slot in which.tolist()],
+            terms=list(names),
             level=level.tobytes(),
             handover=handover,
             calibrator=calibrator(),
             drift=drift,
             screen=screen,
         )
-    )
+        return msgspec.msgpack.encode(state)
+
+    return encoded
 
 
 def decode(predictor: FluidPredictor, state: bytes, moved_ns: int) -> None:

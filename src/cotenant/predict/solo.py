@@ -176,7 +176,7 @@ class SoloPredictor:
     """By `slo_level`: how far the hand-over is trusted, its median and how much later its quantiles are
     (ns)."""
     _smallest: dict[str, _Prior] = field(default_factory=dict)
-    _cache_slot: int = -1
+    _cached_at: int = -DECAY_STEP_NS
 
     @property
     def version(self) -> int:
@@ -188,16 +188,15 @@ class SoloPredictor:
         return self._prior(variant).median_ns
 
     def solo(self, variant: Variant, at: int) -> tuple[int, ...]:
-        slot = at // DECAY_STEP_NS
-        if slot != self._cache_slot:
+        if not 0 <= at - self._cached_at < DECAY_STEP_NS:
             self._forget_cached()
-            self._cache_slot = slot
+            self._cached_at = at // DECAY_STEP_NS * DECAY_STEP_NS
         spans = self._spans.get(variant)
         if spans is None:
             of_model = self._of_model.get(variant.model)
             if of_model is None:
-                of_model = self._of_model[variant.model] = self._shared(variant.model, slot * DECAY_STEP_NS)
-            spans = self._spans[variant] = self._solo(variant, of_model, slot * DECAY_STEP_NS)
+                of_model = self._of_model[variant.model] = self._shared(variant.model, self._cached_at)
+            spans = self._spans[variant] = self._solo(variant, of_model, self._cached_at)
             of_model.variants.append(variant)
         return spans
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left, insort
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from cotenant.domain import JobClass, Request
 
@@ -19,11 +19,15 @@ def due(request: Request) -> int:
 class DeadlineQueue:
     """Requests of one model ordered by (deadline, arrival order). `version` grows with every change.
 
-    With `fifo` the order is that of arrival and deadlines are ignored, as common servers do."""
+    With `fifo` the order is that of arrival and deadlines are ignored, as common servers do. `turned` is told
+    when the queue begins to hold something and when it no longer does."""
 
-    def __init__(self, model: str, *, fifo: bool = False) -> None:
+    def __init__(
+        self, model: str, *, fifo: bool = False, turned: Callable[[DeadlineQueue], None] | None = None
+    ) -> None:
         self.model = model
         self.fifo = fifo
+        self._turned = turned
         self.version = 0
         self.rows = 0
         self.head_due = NEVER
@@ -74,7 +78,9 @@ class DeadlineQueue:
 
     def _changed(self, request: Request, sign: int) -> None:
         self.version += 1
-        self.rows += sign * request.rows
+        rows_before, self.rows = self.rows, self.rows + sign * request.rows
+        if self._turned is not None and (not rows_before or not self.rows):
+            self._turned(self)
         self._per_class[request.job_class] += sign
         self.head_due = self._entries[0][0] if self._entries and not self.fifo else NEVER
         if sign > 0:

@@ -47,7 +47,7 @@ from cotenant.ports import LaneInfo, LoadMeter, Predictor
 from cotenant.schedule.overlap import overlap_begins, overlap_ends
 from cotenant.schedule.plan import Choice
 from cotenant.schedule.policy import Policy
-from cotenant.schedule.queue import NEVER, DeadlineQueue, due
+from cotenant.schedule.queue import NEVER, due
 from cotenant.schedule.view import Flight, LaneState, View
 
 
@@ -95,7 +95,7 @@ class Scheduler:
         """Make a model servable (again)."""
         self.view.specs[spec.name] = spec
         self.view.smallest[spec.name] = spec.variants()[0]
-        self.view.queues.setdefault(spec.name, DeadlineQueue(spec.name, fifo=self.policy.fifo))
+        self.view.add_queue(spec.name, fifo=self.policy.fifo)
 
     # --- the state machine --------------------------------------------------------------------------
 
@@ -172,7 +172,7 @@ class Scheduler:
                 return
             if verdict.probe:
                 view.probes.add(request.id)
-            view.enqueue(request)
+            queue.push(request)
             self._where[request.id] = request.model
 
     def _settle(

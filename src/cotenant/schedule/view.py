@@ -96,6 +96,7 @@ class View:
         self.smallest: dict[str, Variant] = {}
         self.queues: dict[str, DeadlineQueue] = {}
         self._held: dict[str, DeadlineQueue] = {}
+        self._waiting: tuple[DeadlineQueue, ...] | None = ()
         self.lanes = [LaneState(info) for info in lanes]
         self.flights: dict[int, Flight] = {}
         self.predictor = predictor
@@ -107,22 +108,27 @@ class View:
 
     def waiting(self) -> Sequence[DeadlineQueue]:
         """The queues that hold something."""
-        if not self._held:
-            return ()
-        held = [queue for queue in self._held.values() if queue.rows]
-        if len(held) < len(self._held):
-            self._held = {queue.model: queue for queue in held}
-        return held
+        if self._waiting is None:
+            self._waiting = tuple(self._held.values())
+        return self._waiting
 
-    def enqueue(self, request: Request) -> None:
-        """Let an admitted request wait."""
-        queue = self.queues[request.model]
-        queue.push(request)
-        self._held[queue.model] = queue
+    def add_queue(self, model: str, *, fifo: bool) -> None:
+        """Let requests of a model wait, unless they can already."""
+        if model not in self.queues:
+            self.queues[model] = DeadlineQueue(model, fifo=fifo, turned=self._turned)
+
+    def _turned(self, queue: DeadlineQueue) -> None:
+        if self.queues.get(queue.model) is queue:
+            if queue.rows:
+                self._held[queue.model] = queue
+            else:
+                self._held.pop(queue.model, None)
+            self._waiting = None
 
     def forget_queue(self, model: str) -> DeadlineQueue | None:
         """The queue of a model that goes; it is no longer looked at."""
         self._held.pop(model, None)
+        self._waiting = None
         return self.queues.pop(model, None)
 
     def apart(self) -> list[LaneState]:
