@@ -187,7 +187,7 @@ def fuzz(predictor: FluidPredictor, issued: Prediction, n_steps: int) -> dict[st
     finite = bool(np.isfinite(estimator.theta).all() and np.isfinite(estimator.root).all())
     return {
         "steps": done,
-        "finite": finite and bool(np.isfinite(estimator.level).all()),
+        "finite": finite and bool(np.isfinite(estimator.terms.level).all()),
         "largest_weight": float(np.abs(estimator.theta).max()),
         "trace_over_prior": float((estimator.root**2).sum() / len(estimator.theta)),
         "clipped": estimator.n_clipped,
