@@ -69,6 +69,7 @@ def test_the_compiled_device_agrees_with_the_reference(some: list[Job]) -> None:
         assert end == pytest.approx(end_there, rel=1e-6)
         assert passed == pytest.approx(passed_there, rel=1e-6)
     assert state.sm_ns == pytest.approx(reference.sm_ns, rel=1e-5)
+    assert state.moved_ns == pytest.approx(reference.moved_ns, rel=1e-5)
 
 
 def spans(*rows: list[tuple[int, float, float]], spec: DeviceSpec = V100) -> list[float]:

@@ -6,6 +6,7 @@ what will happen copies and looks. See `engine_kernels.py` for the law.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -73,6 +74,7 @@ class Programs:
     def __init__(self, spec: DeviceSpec, law: Law | None = None) -> None:
         self.spec, self.law = spec, law or Law()
         self.of: dict[Variant, Program] = {}
+        self._sources: dict[Variant, tuple[Kernels, int]] = {}
         self._rows: list[Array] = []
         self._n_rows = 0
         self._built: tuple[Array, np.ndarray[tuple[int, int], np.dtype[np.int64]]] | None = None
@@ -103,10 +105,18 @@ class Programs:
             segment_ns=tuple(np.diff(sums[[0, *cuts]]).tolist()),
         )
         self.of[variant] = program
+        self._sources[variant] = kernels, n_segments
         self._rows.append(rows)
         self._n_rows += len(kernels)
         self._built = None
         return program
+
+    def only(self, variants: Iterable[Variant]) -> Programs:
+        """The same device with these variants alone."""
+        own = Programs(self.spec, self.law)
+        for variant in variants:
+            own.add(variant, *self._sources[variant])
+        return own
 
     def tables(self) -> tuple[Array, np.ndarray[tuple[int, int], np.dtype[np.int64]]]:
         """(n_kernels x N_COLUMNS, n_programs x MOST_SEGMENTS) as `engine_kernels` wants them."""
@@ -196,6 +206,11 @@ class State:
     def sm_ns(self) -> float:
         """SM x ns in use so far."""
         return float(self.totals[ek.SM_NS])
+
+    @property
+    def moved_ns(self) -> float:
+        """Time at full memory bandwidth that all traffic so far amounts to (ns)."""
+        return float(self.totals[ek.MOVED_NS])
 
     def busy(self, stream: int) -> bool:
         """Whether a run is on the stream."""

@@ -50,9 +50,10 @@ N_COLUMNS = 9
     DRIFT, DRIFT_NS, DRIFT_PHASE,
 ) = range(13)  # fmt: skip
 N_SETTINGS = 13
-NOW, SM_NS, ARRIVALS = range(3)
-N_TOTALS = 3
-"""Of the device: the instant (ns), SM x ns in use so far, kernels that have arrived."""
+NOW, SM_NS, MOVED_NS, ARRIVALS = range(4)
+N_TOTALS = 4
+"""Of the device: the instant (ns), SM x ns in use so far, ns at full memory bandwidth so far, kernels that
+have arrived."""
 COMPUTE_LIKE = 3
 """Kinds below it run on SMs."""
 EPS = 1e-7
@@ -266,7 +267,9 @@ def _alone(
         if begins + span > until:
             return 0
         totals[NOW] = begins + span
-        totals[SM_NS] += table[k, LOADS] * table[k, WAVE_NS] * factor
+        used = table[k, LOADS] * table[k, WAVE_NS] * factor
+        totals[SM_NS] += used
+        totals[MOVED_NS] += used / table[k, FULL] * table[k, BANDWIDTH]
         totals[ARRIVALS] += 1.0
         left = _leave(i, f, totals, marks, s, 1, ends, settings)
         if left == 2 or (left == 1 and at_boundaries):
@@ -307,11 +310,13 @@ def advance(
         if dirty:
             _stretches(i, f, settings, table)
             dirty = False
-        first, step, held = -1, FOREVER, 0.0
+        first, step, held, moved = -1, FOREVER, 0.0, 0.0
         for s in range(n):
             phase = i[s, PHASE]
             if phase == RUN:
-                held += f[s, SMS_OLD] + f[s, SMS_NEW]
+                mine = f[s, SMS_OLD] + f[s, SMS_NEW]
+                held += mine
+                moved += table[i[s, POS], BANDWIDTH] * mine / table[i[s, POS], FULL] / f[s, STRETCH]
                 wait = f[s, LEFT_OLD]
                 if f[s, SMS_NEW] > 0.0 and f[s, LEFT_NEW] < wait:
                     wait = f[s, LEFT_NEW]
@@ -336,6 +341,7 @@ def advance(
                     f[s, LEFT_OLD] -= step
             totals[NOW] += step
             totals[SM_NS] += held * step
+            totals[MOVED_NS] += moved * step
         if first < 0:
             return -1
         s = first

@@ -86,6 +86,12 @@ class TwinDevice:
         """SM x ns in use so far."""
         return self._state.sm_ns
 
+    def counters(self) -> tuple[float, float]:
+        """As of now, since the beginning: SM x ns in use, and ns at full memory bandwidth."""
+        self._catch_up()
+        self._look_ahead()
+        return self._state.sm_ns, self._state.moved_ns
+
     @property
     def n_sms(self) -> int:
         """SMs of the device."""

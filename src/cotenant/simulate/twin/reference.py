@@ -72,7 +72,7 @@ class ReferenceDevice:
         self._jobs = list(jobs)
         self._n_arrived = 0
         self.now = 0.0
-        self.sm_ns = 0.0
+        self.sm_ns = self.moved_ns = 0.0
         self._alone = {id(job): clocks_alone(job.kernels, spec) for job in jobs}
 
     def run(self) -> list[tuple[float, tuple[float, ...]]]:
@@ -116,6 +116,7 @@ class ReferenceDevice:
             if stream is None:
                 continue
             self.sm_ns += stream.held * step
+            self.moved_ns += _bandwidth(stream, self._spec) * step / stream.stretch
             if stream.gap is not None:
                 stream.gap -= step
             elif stream.copying is not None:
@@ -180,8 +181,7 @@ class ReferenceDevice:
         running = [stream for stream in self._active() if stream.groups]
         for stream in running:
             kernels, k = stream.job.kernels, stream.at_kernel
-            share = stream.held / min(float(kernels.loads[k]), self._spec.n_sms)
-            used[id(stream)] = float(kernels.bandwidth[k]) * share
+            used[id(stream)] = _bandwidth(stream, self._spec)
             watts += stream.held * float(kernels.watts[k])
         total = sum(used.values())
         clocks = clock(watts + self._spec.memory_w * min(1.0, total), self._spec)
@@ -191,6 +191,14 @@ class ReferenceDevice:
             slower = max(1.0, float(self._alone[id(stream.job)][k]) / clocks)
             crowded = max(1.0, total) + self._law.cache * (total - used[id(stream)])
             stream.stretch = (1.0 - t) * slower + t * crowded
+
+
+def _bandwidth(stream: _Stream, spec: DeviceSpec) -> float:
+    """What a kernel would take at full speed with the SMs that it holds."""
+    if not stream.groups:
+        return 0.0
+    kernels, k = stream.job.kernels, stream.at_kernel
+    return float(kernels.bandwidth[k]) * stream.held / min(float(kernels.loads[k]), spec.n_sms)
 
 
 def _place(stream: _Stream, sms: float) -> None:
