@@ -86,10 +86,11 @@ def default_predictor(device: SimulatedDevice, executor: Executor) -> Predicting
 
 
 def oracle_predictor(device: SimulatedDevice, executor: Executor) -> Predicting:
-    """The twin's own rates. Raises ValueError for other devices, whose truth nobody can ask."""
+    """The twin's own rates, and else the same information as any other predictor has. Raises ValueError for
+    other devices, whose truth nobody can ask."""
     if not isinstance(executor, TwinDevice):
         raise ValueError('the oracle needs [device] kind = "twin"')
-    return TwinOracle(executor, device.specs)
+    return TwinOracle(executor, device.specs, screen=SoloPredictor(device.profiles))
 
 
 def device_of(scenario: Scenario, where: Places, noise: Noise | None = None) -> SimulatedDevice:
