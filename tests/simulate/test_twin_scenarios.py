@@ -167,6 +167,46 @@ def test_capacity_can_be_what_rates_refer_to(scenario: Write, store: Path) -> No
     assert found["attainment"] > 0.5
 
 
+def zoo_scenario(folder: Path, extra: str = "") -> Path:
+    models = "".join(
+        f'[[model]]\nname = "{name}"\nsource = "zoo:{name}"\nslo_scale = 10\nrate_per_s = 200\n'
+        for name in (
+            "resnet18",
+            "mobilenet",
+            "vit_tiny",
+            "dlrm",
+            "gpt_mini",
+            "echo",
+            "gpt_small",
+            "bert_mini",
+        )
+    )
+    text = f'[load]\nduration_s = 1\n[device]\nkind = "twin"\nspec = "h100"\n{models}{extra}'
+    path = folder / "zoo.toml"
+    path.write_text(text)
+    return path
+
+
+def test_models_of_the_zoo_run_on_a_twin_with_their_axes(tmp_path: Path, store: Path) -> None:
+    path = zoo_scenario(tmp_path, "buckets = {seq = [16, 48]}\n")
+    found = device(path, store)
+    bert = found.specs[-1]
+    assert bert.axis_buckets == (("seq", (16, 48)),)
+    assert found.specs[-2].axis_buckets == (("seq", (128, 512)),)
+    short, long = (found.profiles.solo(Variant("bert_mini", 8, (("seq", n),))).median_ns for n in (16, 48))
+    assert short < long
+    run = report(path, store, "--policy", "deferred_edf")
+    assert run["offered"] > 1000
+    assert run["failed"] == 0
+    assert run["per_model"]["resnet18"]["attainment"] > 0.8
+
+
+def test_an_axis_that_a_model_has_not_is_named(tmp_path: Path, store: Path) -> None:
+    result = command(zoo_scenario(tmp_path, "buckets = {length = [16]}\n"), store)
+    assert result.exit_code == 2
+    assert "'bert_mini' has no axis 'length'; its axes: seq" in result.output.replace("\n", "")
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -175,6 +215,7 @@ def test_capacity_can_be_what_rates_refer_to(scenario: Write, store: Path) -> No
         (("#bert", "#berta"), "has no model 'berta'; models there: bert, efficientnet"),
         (('name = "bert"\n', 'name = "bert"\nbuckets = {seq = [8]}\n'), "traces of kernels have no axes"),
         (("kernels:kernels/v100_forward.csv#bert", "torch:resnet50"), "cannot be simulated on a twin"),
+        (("kernels:kernels/v100_forward.csv#bert", "zoo:bert_minni"), "did you mean 'bert_mini'"),
     ],
 )  # fmt: skip
 def test_what_is_wrong_is_said_with_the_place(

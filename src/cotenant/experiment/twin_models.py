@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 
 from cotenant.catalogue import settings_of
 from cotenant.config import ConfigError, ModelConfig, Scenario
-from cotenant.domain import ModelSpec
+from cotenant.domain import Axes, ModelSpec
 from cotenant.execute.model import row_buckets
 from cotenant.simulate.twin.device import MOST_SEGMENTS, Programs
 from cotenant.simulate.twin.kernels import KernelFileError, Kernels, at_batch, read_traces
-from cotenant.simulate.twin.specs import DeviceSpec, spec_of
+from cotenant.simulate.twin.specs import spec_of
+from cotenant.simulate.twin.zoo import analytic
 
 DEFAULT_SPEC = "v100"
 DEFAULT_LANES = 8
@@ -41,8 +43,11 @@ def _add(model: ModelConfig, scenario: Scenario, programs: Programs) -> ModelSpe
     scheme, _, rest = model.source.partition(":")
     if scheme == "kernels":
         return _traced(model, scenario, programs, rest, where)
+    if scheme == "zoo":
+        return _counted(model, programs, rest, where)
     raise ConfigError(
-        f"{where} source: {model.source!r} cannot be simulated on a twin; use kernels:FILE.csv#MODEL"
+        f"{where} source: {model.source!r} cannot be simulated on a twin; use kernels:FILE.csv#MODEL or "
+        "zoo:NAME"
     )
 
 
@@ -60,10 +65,30 @@ def _traced(model: ModelConfig, scenario: Scenario, programs: Programs, rest: st
     return _spec(model, programs, {(): made})
 
 
+def _counted(model: ModelConfig, programs: Programs, name: str, where: str) -> ModelSpec:
+    """From the zoo's models as kernels."""
+    try:
+        found = analytic(name)
+    except ValueError as error:
+        raise ConfigError(f"{where} source: {error}") from error
+    axes = dict(found.axes) | dict(model.buckets)
+    unknown = sorted(set(axes) - set(found.axes))
+    if unknown:
+        known = ", ".join(found.axes) or "none"
+        raise ConfigError(f"{where} buckets: {name!r} has no axis {unknown[0]!r}; its axes: {known}")
+    buckets = tuple(sorted(axes.items()))
+    made: dict[Axes, dict[int, Kernels]] = {}
+    for sizes in itertools.product(*(values for _, values in buckets)):
+        key = tuple(zip((axis for axis, _ in buckets), sizes, strict=True))
+        rows = row_buckets(model.max_batch)
+        made[key] = {n: found.at(n, dict(key), programs.spec) for n in rows}
+    return _spec(model, programs, made, buckets)
+
+
 def _spec(
     model: ModelConfig,
     programs: Programs,
-    made: dict[tuple[tuple[str, int], ...], dict[int, Kernels]],
+    made: dict[Axes, dict[int, Kernels]],
     axis_buckets: tuple[tuple[str, tuple[int, ...]], ...] = (),
 ) -> ModelSpec:
     """Make every variant runnable; `made`: axes -> rows -> kernels."""
@@ -82,6 +107,3 @@ def _spec(
     for variant in spec.variants():
         programs.add(variant, made[variant.axes][variant.rows], n_segments)
     return spec
-
-
-__all__ = ["DEFAULT_LANES", "DeviceSpec", "TwinModels", "twin_models"]

@@ -206,15 +206,21 @@ def _moved(trace: Trace, loads: Array, growth: float, span: Array, spec: DeviceS
 
 
 def kernels(
-    bound: np.ndarray[Any, np.dtype[np.int64]], loads: Array, span_ns: Array, spec: DeviceSpec
+    bound: np.ndarray[Any, np.dtype[np.int64]],
+    loads: Array,
+    span_ns: Array,
+    spec: DeviceSpec,
+    bandwidth: Array | None = None,
 ) -> Kernels:
-    """Kernels from what they are bound by, the SMs they want and their spans alone (n_kernels each)."""
+    """Kernels from what they are bound by, the SMs they want, their spans alone, and the share of the
+    bandwidth that they take unless it follows from the rest (n_kernels each)."""
     full = np.minimum(1.0, loads / spec.n_sms)
     moving = np.maximum(0.0, 1.0 - RAMP_NS / span_ns)
     none = np.zeros_like(loads)
     of_memory = BANDWIDTH[MEMORY] * np.minimum(1.0, full / SATURATES)
     used = [BANDWIDTH[COMPUTE] * full, of_memory, BANDWIDTH[UNKNOWN] * full, none, none]
-    bandwidth = np.choose(bound, used) * moving
+    if bandwidth is None:
+        bandwidth = np.choose(bound, used) * moving
     memory_time = np.choose(
         bound, [bandwidth, none + MEMORY_TIME[MEMORY], none + MEMORY_TIME[UNKNOWN], none, none]
     )

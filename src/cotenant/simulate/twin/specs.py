@@ -32,6 +32,8 @@ class DeviceSpec:
     """Peak memory bandwidth."""
     memory_bytes: float
     """Size of the memory."""
+    cache_bytes: float
+    """Size of the second-level cache."""
     pcie_bytes_per_s: float
     """Copies from and to the host, each direction, as achieved from pinned memory."""
     launch_gap_ns: float
@@ -48,27 +50,27 @@ class DeviceSpec:
 
 V100 = DeviceSpec(
     name="v100", n_sms=80, fp32_flop_per_s=15.7e12, tensor_flop_per_s=125e12, bytes_per_s=900e9,
-    memory_bytes=16e9, pcie_bytes_per_s=12e9, launch_gap_ns=1500.0,
+    memory_bytes=16e9, cache_bytes=6e6, pcie_bytes_per_s=12e9, launch_gap_ns=1500.0,
     idle_w=53.5, sms_w=190.0, memory_w=75.0, cap_w=300.0,
 )  # fmt: skip
 A100 = DeviceSpec(
     name="a100", n_sms=108, fp32_flop_per_s=19.5e12, tensor_flop_per_s=312e12, bytes_per_s=1555e9,
-    memory_bytes=40e9, pcie_bytes_per_s=24e9, launch_gap_ns=1300.0,
+    memory_bytes=40e9, cache_bytes=40e6, pcie_bytes_per_s=24e9, launch_gap_ns=1300.0,
     idle_w=55.0, sms_w=265.0, memory_w=100.0, cap_w=400.0,
 )  # fmt: skip
 H100 = DeviceSpec(
     name="h100", n_sms=132, fp32_flop_per_s=66.9e12, tensor_flop_per_s=989e12, bytes_per_s=3350e9,
-    memory_bytes=80e9, pcie_bytes_per_s=48e9, launch_gap_ns=1100.0,
+    memory_bytes=80e9, cache_bytes=50e6, pcie_bytes_per_s=48e9, launch_gap_ns=1100.0,
     idle_w=70.0, sms_w=500.0, memory_w=160.0, cap_w=700.0,
 )  # fmt: skip
 H200 = DeviceSpec(
     name="h200", n_sms=132, fp32_flop_per_s=66.9e12, tensor_flop_per_s=989e12, bytes_per_s=4800e9,
-    memory_bytes=141e9, pcie_bytes_per_s=48e9, launch_gap_ns=1100.0,
+    memory_bytes=141e9, cache_bytes=50e6, pcie_bytes_per_s=48e9, launch_gap_ns=1100.0,
     idle_w=75.0, sms_w=500.0, memory_w=180.0, cap_w=700.0,
 )  # fmt: skip
 L4 = DeviceSpec(
     name="l4", n_sms=58, fp32_flop_per_s=30.3e12, tensor_flop_per_s=121e12, bytes_per_s=300e9,
-    memory_bytes=24e9, pcie_bytes_per_s=24e9, launch_gap_ns=1300.0,
+    memory_bytes=24e9, cache_bytes=48e6, pcie_bytes_per_s=24e9, launch_gap_ns=1300.0,
     idle_w=16.0, sms_w=48.0, memory_w=14.0, cap_w=72.0,
 )  # fmt: skip
 
