@@ -30,7 +30,7 @@ def simulated_capacity(scenario: Scenario, device: SimulatedDevice) -> float:
     ]
     total = sum(model.rate_per_s for model, _ in kept)
     mean_ns = sum(m.rate_per_s * device.profiles.solo(s.variants()[0]).median_ns for m, s in kept) / total
-    n_lanes = scenario.device.lanes or len(device.profile.device.lane_units)
+    n_lanes = device.n_lanes(scenario)
     specs = tuple(spec for _, spec in kept)
     crowded = replace(
         scenario,
@@ -38,7 +38,7 @@ def simulated_capacity(scenario: Scenario, device: SimulatedDevice) -> float:
         load=replace(scenario.load, duration_s=LASTS_S, scale_of="capacity"),
         phases=(),
     )
-    unbound = SimulatedDevice(profile=device.profile, profiles=device.profile.profiles(specs), specs=specs)
+    unbound = device.with_specs(specs)
     offered = arrivals(crowded, scale=OVERLOAD, capacity_per_s=n_lanes * NS_PER_S / mean_ns)
     done = run(crowded, unbound, DeferredEdf(rejects=False), offered, scenario.load.seed)
     begin, end = WARM_S * NS_PER_S, LASTS_S * NS_PER_S

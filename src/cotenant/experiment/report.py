@@ -56,6 +56,9 @@ class RunFacts:
     wall_s: float = 0.0
     solo_ms: Mapping[str, float] = field(default_factory=dict)
     busy: Sequence[BusyInterval] = ()
+    units_ns: float | None = None
+    """Time with all compute units in use that the run amounts to (ns), where the device tells; else lanes
+    count with their units."""
     observations: Sequence[Observation] = ()
     decision_ns: Sequence[int] = ()
     extra: Mapping[str, Any] = field(default_factory=dict)
@@ -79,9 +82,7 @@ def build_report(records: Sequence[RequestRecord], facts: RunFacts) -> dict[str,
         "tail_variability": _variability(counted, facts.solo_ms, _latency_ns),
         "service_variability": _variability(counted, facts.solo_ms, _service_ns),
         "device_busy": _busy(facts),
-        "device_load": _share(
-            sum((b.ended_at - b.began_at) * b.share for b in facts.busy), facts.duration_s * NS_PER_S
-        ),
+        "device_load": _share(_units_ns(facts), facts.duration_s * NS_PER_S),
         "useful_load": useful_s / facts.duration_s,
         "mean_batch": float(np.mean(batches)) if batches else _mean_batch(records),
         "per_model": {name: _group(rows, facts) for name, rows in sorted(by_model.items())},
@@ -180,6 +181,12 @@ def _busy(facts: RunFacts) -> float | None:
             covered += interval.ended_at - begin
             reached = interval.ended_at
     return _share(covered, facts.duration_s * NS_PER_S)
+
+
+def _units_ns(facts: RunFacts) -> float:
+    if facts.units_ns is not None:
+        return facts.units_ns
+    return sum((b.ended_at - b.began_at) * b.share for b in facts.busy)
 
 
 def _share(part: float, whole: float) -> float | None:

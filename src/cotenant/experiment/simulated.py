@@ -1,13 +1,17 @@
-"""One simulated run of a scenario, with the same report as a live one."""
+"""One simulated run of a scenario, with the same report as a live one.
+
+A `SimulatedDevice` is a CPU made of a measured profile, or a twin whose profile was measured through its own
+executor. Which predictor goes with the policy is the caller's choice: `predictor_factory`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
 
-from cotenant.assemble import describe_device, make_scheduler
-from cotenant.catalogue import solo_ns, with_slo
+from cotenant.assemble import describe_device, make_predictor, make_scheduler, simulation_profile
+from cotenant.catalogue import Places, solo_ns, with_slo
 from cotenant.clock import MonotonicClock, VirtualClock
 from cotenant.config import Scenario
 from cotenant.domain import NS_PER_MS, NS_PER_S, ModelSpec, Request
@@ -15,30 +19,114 @@ from cotenant.execute.lanes import lane_layout
 from cotenant.experiment.load import arrivals
 from cotenant.experiment.recorder import Recorder
 from cotenant.experiment.report import RunFacts, build_report
+from cotenant.experiment.twin_models import DEFAULT_LANES, twin_models
+from cotenant.experiment.twin_profile import feature_table, profile_of, twin_fingerprint
+from cotenant.ports import Executor, Learner, Predictor, Timers
 from cotenant.predict.solo import SoloPredictor
 from cotenant.profile.export import ScenarioProfile
-from cotenant.profile.records import StoredProfiles
+from cotenant.profile.features import FeatureTable
+from cotenant.profile.records import DeviceFingerprint, StoredProfiles
 from cotenant.schedule.policies import make_policy
 from cotenant.schedule.policy import Policy
 from cotenant.simulate.cpu import CpuTruth, SimulatedCpu
 from cotenant.simulate.driver import Simulation, VirtualTimers
+from cotenant.simulate.twin.device import Noise, Programs
+from cotenant.simulate.twin.executor import TwinDevice
+from cotenant.simulate.twin.oracle import TwinOracle
 from cotenant.workload.arrivals import Instants, generator
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SimulatedDevice:
-    """A CPU made of a measured profile, and the specs that a scenario gives its models."""
+class TwinTruth:
+    """What a twin runs, and how noisily."""
 
-    profile: ScenarioProfile
+    programs: Programs
+    noise: Noise = field(default_factory=Noise)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SimulatedDevice:
+    """A device to simulate, what was measured of it, and the specs that a scenario gives its models."""
+
+    fingerprint: DeviceFingerprint
+    truth: CpuTruth | TwinTruth
     profiles: StoredProfiles
     specs: tuple[ModelSpec, ...]
+    features: FeatureTable = field(default_factory=FeatureTable)
+
+    def with_specs(self, specs: Sequence[ModelSpec]) -> SimulatedDevice:
+        """The same with other specs of (some of) its models."""
+        profiles = StoredProfiles(specs, self.profiles.records)
+        return replace(self, specs=tuple(specs), profiles=profiles)
+
+    def n_lanes(self, scenario: Scenario) -> int:
+        """Lanes that the scenario lets policies use."""
+        return scenario.device.lanes or len(self.fingerprint.lane_units)
+
+    def executor(self, n_lanes: int, timers: Timers, seed: int) -> Executor:
+        """The device in virtual time, nothing running yet."""
+        if isinstance(self.truth, TwinTruth):
+            return TwinDevice(self.truth.programs, timers, n_lanes=n_lanes, seed=seed, noise=self.truth.noise)
+        return SimulatedCpu(self.truth, lane_layout(n_lanes, self.fingerprint.n_units), timers, seed)
+
+
+class Predicting(Predictor, Learner, Protocol):
+    """Both halves of a predictor."""
+
+
+PredictorFactory = Callable[[SimulatedDevice, Executor], Predicting]
+"""Makes the predictor of a run, nothing learned yet, for the executor that the run is about to use."""
+
+
+def default_predictor(device: SimulatedDevice, executor: Executor) -> Predicting:
+    """What the server runs where there are features to run it on; else solo times, learned."""
+    if isinstance(device.truth, TwinTruth):
+        return make_predictor(device.profiles, device.features, executor.lanes)
+    return SoloPredictor(device.profiles)
+
+
+def oracle_predictor(device: SimulatedDevice, executor: Executor) -> Predicting:
+    """The twin's own rates, and else the same information as any other predictor has. Raises ValueError for
+    other devices, whose truth nobody can ask."""
+    if not isinstance(executor, TwinDevice):
+        raise ValueError('the oracle needs [device] kind = "twin"')
+    return TwinOracle(executor, device.specs, screen=SoloPredictor(device.profiles))
+
+
+def device_of(scenario: Scenario, where: Places, noise: Noise | None = None) -> SimulatedDevice:
+    """The device that a scenario asks for: a twin, measured now unless it was before (a second or so), or one
+    with a stored or committed profile. Raises ConfigError."""
+    if scenario.device.kind == "twin":
+        return twin_device(scenario, where, noise)
+    return simulated_device(scenario, simulation_profile(scenario, where))
 
 
 def simulated_device(scenario: Scenario, profile: ScenarioProfile) -> SimulatedDevice:
-    """Resolve the scenario's SLOs against the profile."""
+    """A CPU from its profile, with the scenario's SLOs resolved against it."""
     reader = profile.profiles()
     specs = tuple(with_slo(reader.spec(model.name), model, reader) for model in scenario.models)
-    return SimulatedDevice(profile=profile, profiles=profile.profiles(specs), specs=specs)
+    truth = CpuTruth(samples=reader.samples(), slowdown=profile.slowdown(), overhead_ns=profile.overhead_ns)
+    return SimulatedDevice(
+        fingerprint=profile.device, truth=truth, profiles=profile.profiles(specs), specs=specs
+    )
+
+
+def twin_device(scenario: Scenario, where: Places, noise: Noise | None = None) -> SimulatedDevice:
+    """A twin with its models, profiled through its own executor; SLOs resolved against that profile."""
+    models, noise = twin_models(scenario), noise or Noise()
+    folder = where.store / "twins"
+    found = [one for spec in models.specs for one in profile_of(spec, models.programs, noise, folder)]
+    reader = StoredProfiles(models.specs, [one.solo for one in found])
+    specs = tuple(
+        with_slo(spec, model, reader) for spec, model in zip(models.specs, scenario.models, strict=True)
+    )
+    return SimulatedDevice(
+        fingerprint=twin_fingerprint(models.programs, scenario.device.lanes or DEFAULT_LANES),
+        truth=TwinTruth(programs=models.programs, noise=noise),
+        profiles=StoredProfiles(specs, reader.records),
+        specs=specs,
+        features=feature_table(found),
+    )
 
 
 def requests(
@@ -63,11 +151,14 @@ def requests(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SimulatedRun:
-    """What a simulated run left behind."""
+    """What a simulated run left behind. `units_ns`: time with all compute units in use that the run amounts
+    to, where the device tells; `predictor`: as it is after the run."""
 
     recorder: Recorder
     policy: Policy
     wall_s: float
+    predictor: Predicting
+    units_ns: float | None = None
 
 
 def run(
@@ -77,25 +168,20 @@ def run(
     offered: tuple[Instants, Instants],
     seed: int,
     progress: Callable[[int, int], None] | None = None,
+    predictor_factory: PredictorFactory | None = None,
 ) -> SimulatedRun:
     """Offer these arrivals to the simulated device until everything has ended."""
     watch = MonotonicClock()
-    began = watch.now()
     at, which = offered
-    n_lanes = scenario.device.lanes or len(device.profile.device.lane_units)
-    lanes = lane_layout(n_lanes, device.profile.device.n_units)
     clock = VirtualClock()
     timers = VirtualTimers(clock)
-    truth = CpuTruth(
-        samples=device.profiles.samples(),
-        slowdown=device.profile.slowdown(),
-        overhead_ns=device.profile.overhead_ns,
-    )
-    predictor = SoloPredictor(device.profiles)
-    recorder = Recorder(lanes)
+    executor = device.executor(device.n_lanes(scenario), timers, seed)
+    predictor = (predictor_factory or default_predictor)(device, executor)
+    recorder = Recorder(executor.lanes)
+    began = watch.now()
     simulation = Simulation(
-        scheduler=make_scheduler(policy, predictor, lanes, device.specs),
-        executor=SimulatedCpu(truth, lanes, timers, seed),
+        scheduler=make_scheduler(policy, predictor, executor.lanes, device.specs),
+        executor=executor,
         learner=predictor,
         clock=clock,
         timers=timers,
@@ -105,7 +191,11 @@ def run(
     )
     told = None if progress is None else lambda n: progress(n, len(at))
     simulation.run(requests(scenario, device.specs, at, which, seed), progress=told)
-    return SimulatedRun(recorder=recorder, policy=policy, wall_s=(watch.now() - began) / NS_PER_S)
+    wall_s = (watch.now() - began) / NS_PER_S
+    units_ns = executor.counters()[0] / executor.n_sms if isinstance(executor, TwinDevice) else None
+    return SimulatedRun(
+        recorder=recorder, policy=policy, wall_s=wall_s, predictor=predictor, units_ns=units_ns
+    )
 
 
 def simulate(
@@ -117,12 +207,13 @@ def simulate(
     scale: float | None = None,
     capacity_per_s: float | None = None,
     progress: Callable[[int, int], None] | None = None,
+    predictor_factory: PredictorFactory | None = None,
 ) -> dict[str, Any]:
     """Offer the scenario's load to the simulated device; returns the run report."""
     seed = scenario.load.seed if seed is None else seed
     chosen = make_policy(policy) if isinstance(policy, str) else policy
     offered = arrivals(scenario, scale=scale, seed=seed, capacity_per_s=capacity_per_s)
-    done = run(scenario, device, chosen, offered, seed, progress)
+    done = run(scenario, device, chosen, offered, seed, progress, predictor_factory)
     facts = RunFacts(
         policy=policy if isinstance(policy, str) else chosen.name,
         seed=seed,
@@ -132,12 +223,14 @@ def simulate(
             "scale": scenario.load.scale if scale is None else scale,
             "capacity_per_s": capacity_per_s,
             "settings": policy_settings(chosen),
+            "predictor": getattr(done.predictor, "name", "solo"),
             "simulated": True,
         },
-        device=describe_device(device.profile.device),
+        device=describe_device(device.fingerprint),
         wall_s=done.wall_s,
         solo_ms={spec.name: solo_ns(device.profiles, spec) / NS_PER_MS for spec in device.specs},
         busy=done.recorder.busy(),
+        units_ns=done.units_ns,
         observations=done.recorder.observations,
         decision_ns=done.recorder.decision_ns,
     )

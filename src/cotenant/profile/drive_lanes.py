@@ -34,7 +34,11 @@ class LaneDriver:
         self._events: SimpleQueue[Event] = SimpleQueue()
         self._n = 0
         self._running: dict[int, Variant] = {}
-        executor.attach(self._events.put)
+        executor.attach(self.post)
+
+    def post(self, event: Event) -> None:
+        """Where the executor's events go; thread-safe."""
+        self._events.put(event)
 
     def start(self, lane: int, spec: ModelSpec, variant: Variant, inputs: Tensors) -> Dispatch:
         """Start one run; its end comes out of `wait`."""
