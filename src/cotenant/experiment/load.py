@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from dataclasses import fields
 
 from cotenant.config import ModelConfig, Scenario
-from cotenant.workload.arrivals import Instants, Traffic, instants, merged
+from cotenant.workload.arrivals import Instants, instants, merged
+from cotenant.workload.traffic import Traffic, TrafficShape
 
 
 def scaled_rates(scenario: Scenario, scale: float, capacity_per_s: float | None) -> dict[str, float]:
     """Factor on every model's rate. With `scale_of = "capacity"` the rates are shares of the capacity, which
-    must then be given; best-effort models keep their rates x scale."""
+    must then be given."""
     if scenario.load.scale_of != "capacity":
         return dict.fromkeys((model.name for model in scenario.models), scale)
     if capacity_per_s is None:
@@ -35,7 +36,7 @@ def arrivals(
     factors = scaled_rates(scenario, chosen, capacity_per_s)
     per_model = [
         instants(
-            list(_phases(scenario, model, factors[model.name])),
+            [_traffic(scenario, *stretch, factors[model.name]) for stretch in scenario.stretches(model)],
             scenario.load.duration_s,
             scenario.load.seed if seed is None else seed,
             model.name,
@@ -45,36 +46,13 @@ def arrivals(
     return merged(per_model)
 
 
-def _phases(scenario: Scenario, model: ModelConfig, factor: float) -> Iterator[Traffic]:
-    settings = {
-        "rate_per_s": model.rate_per_s,
-        "arrivals": model.arrivals,
-        "cv": model.cv,
-        "file": model.file,
-        "column": model.column,
-    }
-    yield _traffic(scenario, 0.0, settings, factor)
-    for phase in sorted(scenario.phases, key=lambda phase: phase.at_s):
-        if model.name in phase.overrides:
-            settings = {**settings, **phase.overrides[model.name]}
-            yield _traffic(scenario, phase.at_s, settings, factor)
-
-
-def _traffic(scenario: Scenario, from_s: float, settings: dict[str, object], factor: float) -> Traffic:
-    file = settings["file"]
+def _traffic(scenario: Scenario, from_s: float, settings: ModelConfig, factor: float) -> Traffic:
+    shape = {f.name: getattr(settings, f.name) for f in fields(TrafficShape)}
     return Traffic(
         from_s=from_s,
-        rate_per_s=float(str(settings["rate_per_s"])) * factor,
-        process=str(settings["arrivals"]),
-        cv=float(str(settings["cv"])),
-        file=None if file is None else scenario.folder / str(file),
-        column=None if settings["column"] is None else str(settings["column"]),
+        rate_per_s=settings.rate_per_s * factor,
+        process=settings.arrivals,
+        file=None if settings.file is None else scenario.folder / settings.file,
+        speed=factor,
+        **shape,
     )
-
-
-def n_offered(which: Sequence[int] | Instants, n_models: int) -> list[int]:
-    """Arrivals per model."""
-    counts = [0] * n_models
-    for index in which:
-        counts[int(index)] += 1
-    return counts
