@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
+from dataclasses import fields, replace
+from pathlib import Path
+
+import numpy as np
 
 from cotenant.config import ModelConfig, Scenario
+from cotenant.experiment.arrival_files import Offered, read_arrivals
 from cotenant.workload.arrivals import Instants, instants, merged
 from cotenant.workload.traffic import Traffic, TrafficShape
 
@@ -22,6 +26,19 @@ def scaled_rates(scenario: Scenario, scale: float, capacity_per_s: float | None)
     return dict.fromkeys((model.name for model in scenario.models), scale * capacity_per_s / total)
 
 
+def replaying(
+    scenario: Scenario, file: Path | None, scale: float | None, capacity_per_s: float | None
+) -> Scenario:
+    """The scenario with the load of a file of arrivals, where one is given; the others must then be None.
+    Raises ValueError."""
+    if file is None:
+        return scenario
+    for name, value in (("scale", scale), ("capacity", capacity_per_s)):
+        if value is not None:
+            raise ValueError(f"a {name} does not go with {file}, which says what arrives when")
+    return replace(scenario, arrivals_file=file)
+
+
 def arrivals(
     scenario: Scenario,
     *,
@@ -32,6 +49,25 @@ def arrivals(
     """All arrivals of the scenario in order of time: (instants in ns from 0, index of the model).
 
     `scale` and `seed` replace the scenario's own. Raises ValueError for traces that cannot be read."""
+    found = offer(scenario, scale=scale, seed=seed, capacity_per_s=capacity_per_s)
+    return found.at, found.which
+
+
+def offer(
+    scenario: Scenario,
+    *,
+    scale: float | None = None,
+    seed: int | None = None,
+    capacity_per_s: float | None = None,
+) -> Offered:
+    """Every request that the scenario offers: read from its file of arrivals, where it replays one, or drawn.
+    Raises ValueError as `arrivals` does."""
+    if scenario.arrivals_file is not None:
+        if scale is not None:
+            raise ValueError(
+                f"a scale does not go with {scenario.arrivals_file}, which says what arrives when"
+            )
+        return read_arrivals(scenario.arrivals_file, scenario)
     chosen = scenario.load.scale if scale is None else scale
     factors = scaled_rates(scenario, chosen, capacity_per_s)
     per_model = [
@@ -43,7 +79,9 @@ def arrivals(
         )
         for model in scenario.models
     ]
-    return merged(per_model)
+    at, which = merged(per_model)
+    rows = np.asarray([model.rows for model in scenario.models], np.int64)
+    return Offered(at=at, which=which, rows=rows[which])
 
 
 def _traffic(scenario: Scenario, from_s: float, settings: ModelConfig, factor: float) -> Traffic:
