@@ -28,6 +28,10 @@ StoreOption = Annotated[
     Path | None, typer.Option("--store", help="Folder of profiles, learned state and logs.", metavar="DIR")
 ]
 JsonOption = Annotated[Path | None, typer.Option("--json", help="Write the report here.", metavar="FILE")]
+ArrivalsInOption = Annotated[
+    Path | None,
+    typer.Option("--arrivals-in", help="Replay these requests (see --arrivals-out).", metavar="FILE.csv"),
+]
 ScenarioArgument = Annotated[Path, typer.Argument(help="Scenario TOML.", metavar="SCENARIO.toml")]
 
 
@@ -166,21 +170,33 @@ def simulate(
     capacity: Annotated[
         float | None, typer.Option(help="Capacity (requests/s) that shares refer to; else simulated.")
     ] = None,
+    arrivals_out: Annotated[
+        Path | None,
+        typer.Option("--arrivals-out", help="Write every request that is offered.", metavar="FILE.csv"),
+    ] = None,
+    arrivals_in: ArrivalsInOption = None,
     json_file: JsonOption = None,
     store: StoreOption = None,
 ) -> None:
     """Run a scenario on a simulated device with the same scheduler; same report as `bench`."""
     from cotenant.catalogue import places
+    from cotenant.experiment.arrival_files import write_arrivals
     from cotenant.experiment.capacity import simulated_capacity
+    from cotenant.experiment.load import offer, replaying
     from cotenant.experiment.simulated import device_of
     from cotenant.experiment.simulated import simulate as run
     from cotenant.experiment.tables import show_report
 
     with _clear_errors():
-        config = load_scenario(scenario)
+        config = replaying(load_scenario(scenario), arrivals_in, scale, capacity)
         device = device_of(config, places(store))
-        if config.load.scale_of == "capacity" and capacity is None:
+        if config.load.scale_of == "capacity" and capacity is None and arrivals_in is None:
             capacity = simulated_capacity(config, device)
+        offered = offer(config, scale=scale, seed=seed, capacity_per_s=capacity)
+        slo_ns = [spec.slo_ns for spec in device.specs]
+        offered.refuse_others(config, slo_ns)
+        if arrivals_out is not None:
+            write_arrivals(arrivals_out, config, offered, slo_ns)
         with _progress() as told:
             report = run(
                 config,
@@ -191,6 +207,8 @@ def simulate(
                 capacity_per_s=capacity,
                 progress=lambda done, total: told("simulating", done, total),
             )
+        if arrivals_in is not None:
+            report["config"] |= {"scale": None, "arrivals_in": str(arrivals_in)}
         _write(json_file, report)
         show_report(to_stdout, report)
 
@@ -203,16 +221,18 @@ def bench(
     capacity: Annotated[
         float | None, typer.Option(help="Capacity (requests/s) that shares refer to; else measured.")
     ] = None,
+    arrivals_in: ArrivalsInOption = None,
     json_file: JsonOption = None,
     store: StoreOption = None,
 ) -> None:
     """Open-loop load on all models of a live server; latency counts from the intended arrival."""
     from cotenant.experiment.bench import measure_capacity, run_bench
+    from cotenant.experiment.load import replaying
     from cotenant.experiment.tables import show_report
 
     with _clear_errors():
-        config = load_scenario(scenario)
-        if config.load.scale_of == "capacity" and capacity is None:
+        config = replaying(load_scenario(scenario), arrivals_in, scale, capacity)
+        if config.load.scale_of == "capacity" and capacity is None and arrivals_in is None:
             capacity = asyncio.run(measure_capacity(url, config))
             to_stderr.print(f"capacity {capacity:.1f} requests/s")
         with _progress() as told:

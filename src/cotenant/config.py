@@ -5,31 +5,26 @@ Fields carry a sentence with their unit; unknown keys are errors that name the k
 
 from __future__ import annotations
 
-import difflib
-import math
 import re
 import tomllib
-from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from cotenant.domain import JobClass
+from cotenant.toml_checks import ConfigError, TomlChecks, is_number
+from cotenant.workload.traffic import PREFIXES, PROCESSES, TrafficShape, complaints
 
-T = TypeVar("T")
+__all__ = ["ConfigError", "load_scenario", "scenario_from_model"]
 NAME = re.compile(r"[A-Za-z0-9._-]+\Z")
 CLASSES = {job_class.name.lower(): job_class for job_class in JobClass}
-ARRIVALS = ("poisson", "gamma", "trace")
 KINDS = ("cpu", "twin", "cuda")
 SCHEMES = ("zoo", "torch", "kernels")
 ARCHIVE = ".pt2"
 """Suffix of `torch.export` archives."""
 WEIGHTS = ".safetensors"
 """Suffix of files of weights, which go with an architecture."""
-
-
-class ConfigError(ValueError):
-    """A configuration that cannot be used; the message names file, place, what was wrong and expected."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,6 +39,13 @@ class LoadConfig:
     """Multiplies every rate."""
     scale_of: str = "rates"
     """`rates`: rates are requests per second; `capacity`: rates are shares of the measured capacity."""
+    popularity: str = "given"
+    """`given`: each model says its `rate_per_s`; `zipf`: the n-th model of the file gets a share of
+    `[load] rate_per_s` proportional to n to the power of -`zipf_alpha`."""
+    rate_per_s: float = 0.0
+    """`zipf`: requests per second of all models together; not needed when rates are shares."""
+    zipf_alpha: float = 0.9
+    """`zipf`: how unequal the models are; 0: all alike."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,7 +77,7 @@ class ServerConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ModelConfig:
+class ModelConfig(TrafficShape):
     """One `[[model]]` table."""
 
     name: str
@@ -95,15 +97,11 @@ class ModelConfig:
     job_class: JobClass = JobClass.STANDARD
     """`class`: protected, standard or best_effort; without an SLO best_effort."""
     rate_per_s: float = 0.0
-    """Requests per second (or share of the capacity)."""
+    """Mean number of requests per second (or share of the capacity); 0 with a trace: as recorded."""
     arrivals: str = "poisson"
-    """`poisson`, `gamma` (with `cv`), or `trace` (with `file`)."""
-    cv: float = 1.0
-    """Coefficient of variation of the gaps."""
+    """`poisson`, `gamma`, `trace` (with `file`), `mmpp`, `diurnal` or `flash`."""
     file: str | None = None
-    """CSV with a timestamp or a gap column."""
-    column: str | None = None
-    """Which column of it; found by name when not given."""
+    """`trace`: CSV with a timestamp or a gap column."""
     max_batch: int = 8
     """Most rows in one batch."""
     rows: int = 1
@@ -114,7 +112,7 @@ class ModelConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Phase:
-    """From `at_s` on the overrides hold, per model name: `rate_per_s`, `arrivals`, `cv`, `file`, `column`."""
+    """From `at_s` on the overrides hold, per model name: keys of its traffic."""
 
     at_s: float
     overrides: Mapping[str, Mapping[str, Any]]
@@ -130,6 +128,8 @@ class Scenario:
     server: ServerConfig = ServerConfig()
     models: tuple[ModelConfig, ...] = ()
     phases: tuple[Phase, ...] = ()
+    arrivals_file: Path | None = None
+    """No key of the file: replay these requests instead of drawing any (`--arrivals-in`)."""
 
     @property
     def folder(self) -> Path:
@@ -140,8 +140,16 @@ class Scenario:
         """The model called `name`. Raises KeyError."""
         return next(model for model in self.models if model.name == name)
 
+    def stretches(self, model: ModelConfig) -> Iterator[tuple[float, ModelConfig]]:
+        """The model's settings over time: (from when on, s; settings), the first from 0 on."""
+        yield 0.0, model
+        for phase in sorted(self.phases, key=lambda phase: phase.at_s):
+            if model.name in phase.overrides:
+                model = replace(model, **phase.overrides[model.name])
+                yield phase.at_s, model
 
-PHASE_KEYS = ("rate_per_s", "arrivals", "cv", "file", "column")
+
+PHASE_KEYS = ("rate_per_s", "arrivals", "file", *(f.name for f in fields(TrafficShape)))
 
 
 def load_scenario(path: Path) -> Scenario:
@@ -166,11 +174,8 @@ def scenario_from_model(path: Path, slo_ms: float | None) -> Scenario:
     return Scenario(path=path.resolve().parent / f"{path.stem}.toml", models=(model,))
 
 
-class _Reader:
-    """Checks one file; every complaint carries its path."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
+class _Reader(TomlChecks):
+    """Reads one file."""
 
     def scenario(self, raw: dict[str, Any]) -> Scenario:
         self._known(raw, ("load", "device", "server", "model", "phase"), "the file")
@@ -187,10 +192,14 @@ class _Reader:
         names = [model.name for model in models]
         for name in names:
             self._check(names.count(name) == 1, f"[[model]] {name!r}", "is named twice")
+        models = self._popularity(load, models, raw)
         phases = tuple(self._phase(entry, i, names) for i, entry in enumerate(self._list(raw, "phase")))
-        return Scenario(
+        scenario = Scenario(
             path=self._path.resolve(), load=load, device=device, server=server, models=models, phases=phases
         )
+        for model, entry in zip(models, self._list(raw, "model"), strict=True):
+            self._traffic(scenario, model, set(entry))
+        return scenario
 
     def _model(self, raw: Any, index: int, server: ServerConfig) -> ModelConfig:
         where = f"[[model]] {index + 1}"
@@ -223,16 +232,60 @@ class _Reader:
         self._check(0.5 <= model.slo_percentile < 1, f"{where} slo_percentile", "must be from 0.5 to below 1")
         self._check(1 <= model.max_batch <= 1024, f"{where} max_batch", "must be from 1 to 1024")
         self._check(1 <= model.rows <= model.max_batch, f"{where} rows", "must be from 1 to max_batch")
-        self._traffic(model.rate_per_s, model.arrivals, model.cv, model.file, where)
         self._source(model.source, server, where)
         self._architecture(model, where)
-        return _replace(model, job_class=resolved)
+        return replace(model, job_class=resolved)
 
-    def _traffic(self, rate: float, arrivals: str, cv: float, file: str | None, where: str) -> None:
-        self._check(rate >= 0, f"{where} rate_per_s", "must not be negative")
-        self._choice(arrivals, ARRIVALS, f"{where} arrivals")
-        self._check(cv > 0, f"{where} cv", "must be greater than 0")
-        self._check(arrivals != "trace" or file is not None, f"{where} arrivals", '"trace" needs `file`')
+    def _popularity(
+        self, load: LoadConfig, models: tuple[ModelConfig, ...], raw: dict[str, Any]
+    ) -> tuple[ModelConfig, ...]:
+        """The models with their shares of a total rate, where one is given."""
+        self._choice(load.popularity, ("given", "zipf"), "[load] popularity")
+        if load.popularity == "given":
+            for key in ("rate_per_s", "zipf_alpha"):
+                self._check(key not in raw.get("load", {}), f"[load] {key}", 'goes with popularity = "zipf"')
+            return models
+        for entry in self._list(raw, "model"):
+            self._check(
+                "rate_per_s" not in entry,
+                f"[[model]] {entry['name']!r} rate_per_s",
+                'does not go with [load] popularity = "zipf", which spreads [load] rate_per_s over the '
+                "models: leave one of the two out",
+            )
+        shares = load.scale_of == "capacity"
+        self._check(load.zipf_alpha >= 0, "[load] zipf_alpha", "must be 0 or more")
+        self._check(
+            load.rate_per_s > 0 or shares,
+            "[load] rate_per_s",
+            'must be greater than 0 with popularity = "zipf"',
+        )
+        weights = [n**-load.zipf_alpha for n in range(1, len(models) + 1)]
+        unit = (load.rate_per_s or 1.0) / sum(weights)
+        return tuple(replace(m, rate_per_s=unit * weight) for m, weight in zip(models, weights, strict=True))
+
+    def _traffic(self, scenario: Scenario, model: ModelConfig, given: set[str]) -> None:
+        """Whether the traffic of a model makes sense in every phase. `given`: keys of its table."""
+        used: set[str] = set()
+        for _, settings in scenario.stretches(model):
+            where = f"[[model]] {model.name!r}" if settings is model else f"[phase.model.{model.name}]"
+            self._choice(settings.arrivals, PROCESSES, f"{where} arrivals")
+            used.add(settings.arrivals)
+            for key, message in complaints(settings.arrivals, settings.rate_per_s, settings.file, settings):
+                self._check(False, f"{where} {key}", message)
+            self._check(
+                settings.arrivals != "trace" or settings.rate_per_s or scenario.load.scale_of != "capacity",
+                f"{where} rate_per_s",
+                'is needed with a trace and [load] scale_of = "capacity": which share of the capacity it is',
+            )
+        for phase in scenario.phases:
+            given |= set(phase.overrides.get(model.name, ()))
+        for key in sorted(given):
+            process = next((PREFIXES[prefix] for prefix in PREFIXES if key.startswith(prefix)), None)
+            self._check(
+                process is None or process in used,
+                f"[[model]] {model.name!r} {key}",
+                f'goes with arrivals = "{process}", which the model never has',
+            )
 
     def _source(self, source: str, server: ServerConfig, where: str) -> None:
         scheme, colon, rest = source.partition(":")
@@ -269,7 +322,7 @@ class _Reader:
         self._check(isinstance(raw, dict), where, "must be a table")
         self._known(raw, ("at_s", "model"), where)
         at_s = raw.get("at_s")
-        self._check(_is_number(at_s) and at_s >= 0, f"{where} at_s", "must be a number of seconds, 0 or more")
+        self._check(is_number(at_s) and at_s >= 0, f"{where} at_s", "must be a number of seconds, 0 or more")
         overrides: dict[str, dict[str, Any]] = {}
         for name, entry in raw.get("model", {}).items():
             here = f"[phase.model.{name}]"
@@ -277,9 +330,7 @@ class _Reader:
             self._check(isinstance(entry, dict), here, "must be a table")
             self._known(entry, PHASE_KEYS, here)
             checked = self._table(ModelConfig, {"name": name, "source": "zoo:echo", **entry}, here)
-            file = checked.file if "file" in entry else "inherited"
-            self._traffic(checked.rate_per_s, checked.arrivals, checked.cv, file, here)
-            overrides[name] = dict(entry)
+            overrides[name] = {key: getattr(checked, key) for key in entry}
         return Phase(at_s=float(at_s), overrides=overrides)
 
     def _buckets(self, raw: Any, where: str) -> dict[str, tuple[int, ...]]:
@@ -293,67 +344,7 @@ class _Reader:
             result[axis] = tuple(sizes)
         return result
 
-    # --- the small checks -----------------------------------------------------------------------------
-
-    def _table(self, cls: type[T], raw: Any, where: str) -> T:
-        """A frozen config from a table, with unknown keys and wrong types refused."""
-        self._check(isinstance(raw, dict), where, "must be a table")
-        types = {f.name: str(f.type) for f in fields(cls)}  # type: ignore[arg-type]
-        self._known(raw, tuple(types), where)
-        values: dict[str, Any] = {}
-        for key, value in raw.items():
-            wanted = types[key]
-            if "float" in wanted:
-                good = _is_number(value)
-                value = float(value) if good else value
-                expected = "a finite number"
-            elif wanted == "int":
-                good, expected = type(value) is int, "a whole number"
-            elif wanted == "bool":
-                good, expected = type(value) is bool, "true or false"
-            elif "str" in wanted and "Mapping" not in wanted:
-                good, expected = isinstance(value, str), "a text"
-            else:
-                good, expected = True, ""
-            self._check(good, f"{where} {key}", f"must be {expected}, not {value!r}")
-            values[key] = value
-        return cls(**values)
-
-    def _list(self, raw: dict[str, Any], key: str) -> list[Any]:
-        value = raw.get(key, [])
-        self._check(isinstance(value, list), f"[[{key}]]", f"must be written [[{key}]], with double brackets")
-        return list(value)
-
-    def _known(self, raw: Mapping[str, Any], known: tuple[str, ...] | list[str], where: str) -> None:
-        for key in raw:
-            self._nearest(key, list(known), f"{where}: unknown key")
-
-    def _nearest(self, key: str, known: list[str], what: str) -> None:
-        if key not in known:
-            close = difflib.get_close_matches(key, known, 1, 0.4)
-            hint = f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(known)}"
-            raise ConfigError(f"{self._path}: {what} {key!r}{hint}")
-
-    def _choice(self, value: Any, known: tuple[str, ...], where: str) -> str:
-        if value not in known:
-            close = difflib.get_close_matches(str(value), known, 1, 0.4)
-            hint = f"; did you mean {close[0]!r}?" if close else ""
-            raise ConfigError(f"{self._path}: {where} must be one of {', '.join(known)}, not {value!r}{hint}")
-        return str(value)
-
-    def _check(self, good: Any, where: str, message: str) -> None:
-        if not good:
-            raise ConfigError(f"{self._path}: {where} {message}")
-
 
 def holds_weights(source: str) -> bool:
     """Whether a source is a file of weights."""
     return ":" not in source and source.endswith(WEIGHTS)
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _replace(model: ModelConfig, **changes: Any) -> ModelConfig:
-    return ModelConfig(**{**{f.name: getattr(model, f.name) for f in fields(model)}, **changes})

@@ -13,8 +13,9 @@ from cotenant.schedule.policies import make_policy
 from cotenant.schedule.scheduler import Scheduler
 from cotenant.simulate.driver import Simulation, VirtualTimers
 from cotenant.testing import TableProfiles
-from cotenant.workload.arrivals import Traffic, instants, merged
+from cotenant.workload.arrivals import instants, merged
 from cotenant.workload.characterise import OnlineLoadMeter
+from cotenant.workload.traffic import Traffic
 
 SOLO_MS = {"short": 3.0, "medium": 12.0, "long": 45.0}
 RATES = {"short": 40.0, "medium": 12.0, "long": 4.0}

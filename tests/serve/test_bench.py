@@ -13,6 +13,7 @@ from serving import Server
 
 from cotenant.config import Scenario, load_scenario
 from cotenant.experiment.bench import measure_capacity, open_session, run_bench
+from cotenant.experiment.load import replaying
 from cotenant.serve.http import ServeConfig
 from cotenant.telemetry.metrics import Metrics
 
@@ -114,6 +115,23 @@ def test_a_load_in_two_pieces_is_the_same_load(serve: Serve, scenario: Any) -> N
     report = asyncio.run(pieces())
     assert report["offered"] == whole["offered"] == len(server.link.calls) - n_whole
     assert report["goodput_per_s"] == whole["goodput_per_s"]
+
+
+def test_a_file_of_arrivals_is_offered_as_it_stands(serve: Serve, scenario: Any, tmp_path: Path) -> None:
+    server, url = start(serve)
+    file = tmp_path / "arrivals.csv"
+    file.write_text(
+        "timestamp_s,model,rows,deadline_ms\n0.3,echo,2,\n0.1,echo,1,900\n0.5,echo,4,700\n0.6,echo,1,0.001\n"
+    )
+    report = run(url, replaying(scenario(), file, None, None))
+    assert report["offered"] == 4 == len(server.link.calls)
+    assert [call.rows for call in server.link.calls] == [1, 2, 4, 1]
+    budgets_ms = [call.slo_ns / 1e6 for call in server.link.calls]
+    assert 700 < budgets_ms[0] <= 900
+    assert budgets_ms[1] > 1e6  # none, though the model has one
+    assert 500 < budgets_ms[2] <= 700
+    assert report["late"] == 1  # answered, but not within a microsecond
+    assert report["config"]["arrivals_in"] == str(file)
 
 
 def test_best_effort_work_is_sent_without_a_budget_and_reported_apart(serve: Serve, scenario: Any) -> None:

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from cotenant.domain import NS_PER_MS, NS_PER_S, LoadEstimate, ModelLoad, Request
-from cotenant.workload.arrivals import Instants, Traffic, instants, merged
+from cotenant.workload.arrivals import Instants, instants, merged
 from cotenant.workload.characterise import OnlineLoadMeter
+from cotenant.workload.traffic import Traffic
 
 LOOK_EVERY_NS = 100 * NS_PER_MS
 

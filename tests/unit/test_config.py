@@ -54,6 +54,35 @@ def read(tmp_path: Path, text: str) -> object:
         ("[[model]\n", ("not valid TOML", "line 1")),
         (MODEL + "[[phase]]\nat_s = 3\n[phase.model.b]\nrate_per_s = 1\n", ("'b'", "known: a")),
         (MODEL + "[[phase]]\nat_s = -3\n", ("at_s",)),
+        (MODEL + 'arrivals = "mmpp"\nburst_ratio = 1\n', ("burst_ratio", "greater than 1")),
+        (MODEL + 'arrivals = "mmpp"\nburst_ratio = 9\nburst_share = 0.2\n', ("burst_share", "1.8", "exceed")),
+        (MODEL + 'arrivals = "mmpp"\nburst_ratio = [2, 3]\n', ("burst_share", "as many entries", "(2)")),
+        (MODEL + 'arrivals = "mmpp"\nburst_s = []\n', ("burst_s", "number or a list")),
+        (MODEL + 'arrivals = "mmpp"\nburst_s = "x"\n', ("burst_s", "'x'")),
+        (MODEL + 'arrivals = "mmpp"\nburst_length_s = 1\n', ("burst_length_s", "burst_s")),
+        (MODEL + "burst_s = 2\n", ("burst_s", "mmpp", "never")),
+        (MODEL + 'arrivals = "diurnal"\ndiurnal_amplitude = 1.5\n', ("diurnal_amplitude", "0 to 1")),
+        (MODEL + 'arrivals = "diurnal"\ndiurnal_period_s = 0\n', ("diurnal_period_s", "greater than 0")),
+        (MODEL + 'arrivals = "flash"\nflash_s = 5\n', ("arrivals", "needs `flash_at_s`")),
+        (MODEL + 'arrivals = "flash"\nflash_at_s = 5\n', ("arrivals", "needs `flash_s`")),
+        (MODEL + 'arrivals = "flash"\nflash_at_s = 5\nflash_s = 2\nflash_ramp_s = 3\n', ("flash_ramp_s",)),
+        (MODEL + 'arrivals = "trace"\nfile = "t.csv"\noffset_s = -1\n', ("offset_s", "0 or more")),
+        (
+            MODEL + '[[phase]]\nat_s = 3\n[phase.model.a]\narrivals = "trace"\n',
+            ("[phase.model.a]", "file"),
+        ),
+        (
+            '[load]\nscale_of = "capacity"\n' + MODEL + 'arrivals = "trace"\nfile = "t.csv"\n',
+            ("rate_per_s", "share of the capacity"),
+        ),
+        ('[load]\npopularity = "zip"\n' + MODEL, ("zip", "zipf")),
+        ('[load]\npopularity = "zipf"\n' + MODEL, ("[load] rate_per_s", "greater than 0")),
+        ("[load]\nrate_per_s = 5\n" + MODEL, ("[load] rate_per_s", "popularity")),
+        ("[load]\nzipf_alpha = 1\n" + MODEL, ("[load] zipf_alpha", "popularity")),
+        (
+            '[load]\npopularity = "zipf"\nrate_per_s = 5\n' + MODEL + "rate_per_s = 1\n",
+            ("'a'", "rate_per_s", "zipf", "leave one"),
+        ),
     ],
 )  # fmt: skip
 def test_a_bad_file_is_refused_with_a_message_that_helps(
@@ -96,3 +125,37 @@ def test_the_demo_ships_with_the_package_and_as_an_example() -> None:
     root = Path(__file__).resolve().parents[2]
     shipped = (root / "src/cotenant/data/demo.toml").read_text()
     assert shipped == (root / "examples/demo.toml").read_text()
+
+
+ZIPF = '[load]\npopularity = "zipf"\nrate_per_s = 30\nzipf_alpha = 1\n'
+
+
+def test_a_total_rate_is_spread_over_the_models_by_their_order(tmp_path: Path) -> None:
+    models = "".join(MODEL.replace('"a"', f'"{name}"') for name in "abc")
+    path = tmp_path / "s.toml"
+    path.write_text(ZIPF + models)
+    rates = [model.rate_per_s for model in load_scenario(path).models]
+    assert rates == pytest.approx([30 * 6 / 11, 30 * 3 / 11, 30 * 2 / 11])
+    path.write_text(ZIPF.replace("alpha = 1", "alpha = 0") + models)
+    assert [model.rate_per_s for model in load_scenario(path).models] == pytest.approx([10, 10, 10])
+
+
+def test_phases_inherit_what_they_do_not_change(tmp_path: Path) -> None:
+    path = tmp_path / "s.toml"
+    path.write_text(
+        ZIPF + MODEL + 'arrivals = "mmpp"\n'
+        'burst_ratio = [2, 5]\nburst_share = [0.1, 0.05]\nburst_s = [3, 1]\n'
+        '[[phase]]\nat_s = 9\n[phase.model.a]\nrate_per_s = 4\n'
+        '[[phase]]\nat_s = 5\n[phase.model.a]\nburst_ratio = [3, 6]\n'
+    )  # fmt: skip
+    scenario = load_scenario(path)
+    first, second, third = scenario.stretches(scenario.models[0])
+    assert [at_s for at_s, _ in (first, second, third)] == [0, 5, 9]
+    assert second[1].burst_ratio == third[1].burst_ratio == (3.0, 6.0)
+    assert third[1].burst_share == (0.1, 0.05)
+    assert (first[1].rate_per_s, second[1].rate_per_s, third[1].rate_per_s) == (30, 30, 4)
+
+
+def test_keys_of_a_process_that_only_a_phase_has_may_stand_with_the_model(tmp_path: Path) -> None:
+    text = MODEL + 'burst_s = 2\n[[phase]]\nat_s = 5\n[phase.model.a]\narrivals = "mmpp"\n'
+    assert read(tmp_path, text)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
+from msgspec import structs
 
 from cotenant.domain import JobClass, Observation, OutcomeKind, Prediction, Variant
 from cotenant.experiment.report import BusyInterval, RequestRecord, RunFacts, build_report
@@ -92,5 +93,45 @@ def test_prediction_errors_are_of_the_span_from_dispatch_to_end() -> None:
 
 
 def test_an_empty_run_is_valid_json_without_nan() -> None:
-    text = json.dumps(build_report([], facts()), allow_nan=False)
-    assert json.loads(text)["attainment"] is None
+    found = json.loads(json.dumps(build_report([], facts()), allow_nan=False))
+    for key in ("attainment", "rejected_lead_ms", "best_effort_per_s"):
+        assert found[key] is None
+    assert found["fairness"] == {"worst_model": {"name": None, "attainment": None}, "jain": None}
+
+
+def test_fairness_names_the_worst_model_and_leaves_best_effort_out() -> None:
+    rows = [record("ok", 10) for _ in range(4)]
+    rows += [record("ok", 10, model="b"), record("late", 30, model="b")]
+    rows += [record("late", 30, model="c", job_class=JobClass.BEST_EFFORT)]
+    fairness = build_report(rows, facts())["fairness"]
+    assert fairness["worst_model"] == {"name": "b", "attainment": 0.5}
+    assert fairness["jain"] == pytest.approx((1 + 0.5) ** 2 / (2 * (1 + 0.25)))
+
+
+def test_when_nobody_gets_anything_there_is_no_index_of_fairness() -> None:
+    fairness = build_report([record("late", 30), record("expired", 30, model="b")], facts())["fairness"]
+    assert fairness == {"worst_model": {"name": "a", "attainment": 0.0}, "jain": None}
+
+
+def test_the_lead_of_refusals_is_the_median_time_left_when_they_were_told() -> None:
+    rows = [record("rejected", ended) for ended in (1, 2, 15)]
+    rows += [record("expired", 0.5), record("ok", 3), record("rejected", 19, model="b")]
+    report = build_report(rows, facts())
+    assert report["per_model"]["a"]["rejected_lead_ms"] == pytest.approx(18)
+    assert report["per_model"]["b"]["rejected_lead_ms"] == pytest.approx(1)
+    assert report["rejected_lead_ms"] == pytest.approx((18 + 5) / 2)
+    assert build_report([record("ok", 3)], facts())["rejected_lead_ms"] is None
+
+
+def test_best_effort_throughput_counts_every_answer() -> None:
+    kinds = ("ok", "late", "expired", "ok")
+    rows = [record(kind, 10, model="b", job_class=JobClass.BEST_EFFORT) for kind in kinds]
+    assert build_report([record("ok", 10), *rows], facts())["best_effort_per_s"] == 1.5
+
+
+def test_percentiles_and_mean_batch_are_those_of_the_answers() -> None:
+    rows = [record("ok", float(ms)) for ms in range(1, 102)] + [record("failed", 5000)]
+    report = build_report(rows, facts())
+    assert (report["p50_ms"], report["p95_ms"], report["p99_ms"]) == pytest.approx((51, 96, 100))
+    two = [structs.replace(record("ok", 5), batch_rows=rows) for rows in (1, 3, 3, 3, 0)]
+    assert build_report(two, facts())["mean_batch"] == pytest.approx(2.0)

@@ -21,6 +21,7 @@ KEYS = {
     "goodput_per_s", "p50_ms", "p95_ms", "p99_ms", "tail_variability", "service_variability", "device_busy",
     "device_load", "useful_load", "mean_batch", "per_model", "per_class", "prediction", "decision_us",
     "wall_s", "config", "versions", "device",
+    "fairness", "rejected_lead_ms", "best_effort_per_s",
 }  # fmt: skip
 OUTCOMES = ("ok", "late", "rejected", "expired", "cancelled", "failed")
 
@@ -79,6 +80,7 @@ def test_best_effort_work_is_reported_apart(simulate: Simulate, scenario: Path) 
     extra = found["per_class"]["best_effort"]
     assert extra["offered"] > 0
     assert found["per_model"]["gpt_mini"]["attainment"] is None
+    assert found["best_effort_per_s"] == extra["goodput_per_s"] > 0
     offered = sum(model["offered"] for model in found["per_model"].values())
     assert found["offered"] == offered - extra["offered"]
 

@@ -11,28 +11,23 @@ import asyncio
 from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from operator import attrgetter
+from typing import Any, NamedTuple
 
 import numpy as np
-import orjson
 
 from cotenant.clock import MonotonicClock, process_cpu_s
-from cotenant.config import ModelConfig, Scenario
+from cotenant.config import Scenario
 from cotenant.domain import NS_PER_MS, NS_PER_S, JobClass, OutcomeKind
-from cotenant.experiment.http_load import Pool, get_json
-from cotenant.experiment.load import arrivals
+from cotenant.experiment.arrival_files import NO_DEADLINE
+from cotenant.experiment.http_load import Pool
+from cotenant.experiment.load import offer
 from cotenant.experiment.report import RequestRecord, RunFacts, build_report
 from cotenant.experiment.server_facts import ServerFacts, server_facts
+from cotenant.experiment.targets import Target, find_targets
 from cotenant.workload.arrivals import generator
 
-MIN_BUDGET_MS = 1.0
-BODIES_PER_MODEL = 16
 NO_DEADLINE_MS = 1e7
-DTYPES = {
-    "BOOL": np.bool_, "INT8": np.int8, "INT16": np.int16, "INT32": np.int32, "INT64": np.int64,
-    "UINT8": np.uint8, "UINT16": np.uint16, "UINT32": np.uint32, "UINT64": np.uint64,
-    "FP16": np.float16, "FP32": np.float32, "FP64": np.float64,
-}  # fmt: skip
 OUTCOMES = {
     429: OutcomeKind.REJECTED,
     503: OutcomeKind.REJECTED,
@@ -42,22 +37,14 @@ OUTCOMES = {
 }
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Target:
-    """One model of the server under load: ready-made requests but for the budget."""
+class Planned(NamedTuple):
+    """One request to come: arrival (ns from the start of the load), index of the model, rows, and span to
+    the deadline (ns, `NO_DEADLINE` for none)."""
 
-    name: str
-    job_class: JobClass
-    slo_ns: int | None
-    solo_ms: float | None
-    requests: Sequence[tuple[bytes, bytes]]
-
-    def request(self, n: int, budget_ms: float | None) -> bytes:
-        """The n-th request with this much budget left."""
-        head, rest = self.requests[n % len(self.requests)]
-        if budget_ms is None:
-            return head + rest
-        return head + b"x-slo-ms: %.3f\r\n" % max(MIN_BUDGET_MS, budget_ms) + rest
+    at: int
+    model: int
+    rows: int
+    budget_ns: int
 
 
 async def run_bench(
@@ -89,24 +76,31 @@ async def open_session(
     progress: Callable[[int, int], None] | None = None,
 ) -> Session:
     """Ask the server what it serves and draw the load. Raises ValueError as `run_bench` does."""
-    targets = await find_targets(url, scenario)
-    at, which = arrivals(scenario, scale=scale, capacity_per_s=capacity_per_s)
+    offered = offer(scenario, scale=scale, capacity_per_s=capacity_per_s)
+    targets = await find_targets(url, scenario, offered)
+    budgets = offered.budgets([target.slo_ns for target in targets])
+    columns = (offered.at, offered.which, offered.rows, budgets)
     return Session(
         url=url,
         scenario=scenario,
         targets=targets,
-        at=at.tolist(),
-        which=which.tolist(),
+        load=[Planned(*entry) for entry in zip(*(column.tolist() for column in columns), strict=True)],
         before=await server_facts(url),
         config={
             "url": url,
             "policy": policy,
-            "scale": scenario.load.scale if scale is None else scale,
+            **_load_config(scenario, scale),
             "capacity_per_s": capacity_per_s,
             "simulated": False,
         },
         progress=progress,
     )
+
+
+def _load_config(scenario: Scenario, scale: float | None) -> dict[str, Any]:
+    if scenario.arrivals_file is not None:
+        return {"scale": None, "arrivals_in": str(scenario.arrivals_file)}
+    return {"scale": scenario.load.scale if scale is None else scale}
 
 
 @dataclass(kw_only=True)
@@ -116,8 +110,7 @@ class Session:
     url: str
     scenario: Scenario
     targets: Sequence[Target]
-    at: list[int]
-    which: list[int]
+    load: Sequence[Planned]
     before: ServerFacts
     config: dict[str, Any]
     progress: Callable[[int, int], None] | None = None
@@ -129,9 +122,10 @@ class Session:
     async def offer(self, from_s: float, to_s: float, drain_s: float) -> None:
         """Send what arrives in [from_s, to_s) of the load; wait at most `drain_s` for the last answers."""
         origin = int(from_s * NS_PER_S)
-        first, last = bisect_left(self.at, origin), bisect_left(self.at, int(to_s * NS_PER_S))
-        at = [instant - origin for instant in self.at[first:last]]
-        load = OpenLoop(self.url, self.targets, at, self.which[first:last], self.progress)
+        first, last = (
+            bisect_left(self.load, at, key=attrgetter("at")) for at in (origin, int(to_s * NS_PER_S))
+        )
+        load = OpenLoop(self.url, self.targets, self.load[first:last], origin, self.progress)
         clock = MonotonicClock()
         began, cpu_before = clock.now(), process_cpu_s()
         self.records += await load.run(drain_s)
@@ -184,13 +178,13 @@ class OpenLoop:
         self,
         url: str,
         targets: Sequence[Target],
-        at: Sequence[int],
-        which: Sequence[int],
+        load: Sequence[Planned],
+        from_at: int,
         progress: Callable[[int, int], None] | None,
     ) -> None:
         self._pool = Pool(url)
         self._targets = targets
-        self._at, self._which = at, which
+        self._load, self._from_at = load, from_at
         self._progress = progress
         self._clock = MonotonicClock()
         self._n_open = 0
@@ -199,31 +193,35 @@ class OpenLoop:
 
     async def run(self, drain_s: float) -> list[RequestRecord]:
         """Offer everything, wait for the answers at most `drain_s` after the last."""
-        origin = self._clock.now() + 20 * NS_PER_MS
-        for n, (at, index) in enumerate(zip(self._at, self._which, strict=True)):
-            wait_ns = origin + at - self._clock.now()
+        origin = self._clock.now() + 20 * NS_PER_MS - self._from_at
+        for n, planned in enumerate(self._load):
+            wait_ns = origin + planned.at - self._clock.now()
             if wait_ns > 0:
                 await asyncio.sleep(wait_ns / NS_PER_S)
             elif n % 16 == 0:
                 await asyncio.sleep(0)
-            self._send(n, origin + at, self._targets[index])
+            self._send(n, origin + planned.at, planned)
             if self._progress is not None and n % 50 == 0:
-                self._progress(n, len(self._at))
+                self._progress(n, len(self._load))
         until = self._clock.now() + int(drain_s * NS_PER_S)
         while self._n_open and self._clock.now() < until:
             await asyncio.sleep(0.02)
         self._pool.close()
         return self._records
 
-    def _send(self, n: int, intended_at: int, target: Target) -> None:
-        deadline_at = None if target.slo_ns is None else intended_at + target.slo_ns
+    def _send(self, n: int, intended_at: int, planned: Planned) -> None:
+        target = self._targets[planned.model]
+        deadline_at = None if planned.budget_ns == NO_DEADLINE else intended_at + planned.budget_ns
         self._n_open += 1
 
         def make() -> bytes:
             now = self._clock.now()
             self.late_ns.append(max(0, now - intended_at))
-            budget_ms = None if deadline_at is None else (deadline_at - now) / NS_PER_MS
-            return target.request(n, budget_ms)
+            if deadline_at is None:  # to the server a request that says nothing has the model's SLO
+                budget_ms = None if target.slo_ns is None else NO_DEADLINE_MS
+            else:
+                budget_ms = (deadline_at - now) / NS_PER_MS
+            return target.request(n, budget_ms, planned.rows)
 
         def answer(status: int, headers: Mapping[str, str]) -> None:
             now = self._clock.now()
@@ -293,82 +291,3 @@ async def measure_capacity(
         pool.close()
     from_at = began + int(warm_s * NS_PER_S)
     return sum(1 for at in done_at if at >= from_at) / seconds
-
-
-async def find_targets(url: str, scenario: Scenario) -> list[Target]:
-    """Ask the server for every model of the scenario and prepare requests for it."""
-    pool = Pool(url)
-    targets = []
-    for model in scenario.models:
-        try:
-            metadata = await get_json(url, f"/v2/models/{model.name}")
-        except ValueError as error:
-            if "404" in str(error):
-                raise ValueError(f"the server at {url} has no model {model.name!r}") from None
-            raise
-        targets.append(_target(metadata, model, scenario, pool.authority))
-    return targets
-
-
-def _target(metadata: Mapping[str, Any], model: ModelConfig, scenario: Scenario, authority: bytes) -> Target:
-    told = metadata.get("parameters", {})
-    slo_ms = told.get("slo_ms") if model.slo_scale is not None else model.slo_ms
-    solo_ms = told.get("solo_ms")
-    if slo_ms is None and model.slo_scale is not None and solo_ms is not None:
-        slo_ms = max(model.slo_scale * solo_ms, model.slo_ms or 0.0)
-    rng = generator(scenario.load.seed, f"inputs/{model.name}")
-    requests = [_request(metadata, model, authority, rng) for _ in range(BODIES_PER_MODEL)]
-    return Target(
-        name=model.name,
-        job_class=model.job_class,
-        slo_ns=None if slo_ms is None or model.job_class is JobClass.BEST_EFFORT else int(slo_ms * NS_PER_MS),
-        solo_ms=solo_ms,
-        requests=requests,
-    )
-
-
-def _request(
-    metadata: Mapping[str, Any], model: ModelConfig, authority: bytes, rng: np.random.Generator
-) -> tuple[bytes, bytes]:
-    """A POST in two parts; the header with the budget goes between them."""
-    drawn = {axis: int(rng.choice(sizes)) for axis, sizes in model.buckets.items()}
-    heads, blobs = [], []
-    for spec in metadata["inputs"]:
-        told = metadata.get("parameters", {}).get("inputs", {}).get(spec["name"], {})
-        array = _array(spec, told, model, drawn, rng)
-        blob = array.tobytes()
-        blobs.append(blob)
-        heads.append({
-            "name": spec["name"], "shape": list(array.shape), "datatype": spec["datatype"],
-            "parameters": {"binary_data_size": len(blob)},
-        })  # fmt: skip
-    head = orjson.dumps({"inputs": heads, "parameters": {"binary_data_output": True}})
-    body = head + b"".join(blobs)
-    first = b"POST /v2/models/%s/infer HTTP/1.1\r\nHost: %s\r\n" % (model.name.encode(), authority)
-    lengths = b"Inference-Header-Content-Length: %d\r\nContent-Length: %d\r\n\r\n" % (len(head), len(body))
-    return first, lengths + body
-
-
-def _array(
-    spec: Mapping[str, Any],
-    told: Mapping[str, Any],
-    model: ModelConfig,
-    drawn: Mapping[str, int],
-    rng: np.random.Generator,
-) -> np.ndarray[Any, Any]:
-    """Random valid values; `told` names the axes and bounds integers where the server knows them."""
-    axes = told.get("axes") or [None] * len(spec["shape"])
-    shape = []
-    for i, (size, axis) in enumerate(zip(spec["shape"], axes, strict=True)):
-        if size >= 0:
-            shape.append(size)
-        else:
-            shape.append(model.rows if i == 0 or axis == "batch" else drawn.get(axis or "", 16))
-    datatype = spec["datatype"]
-    if datatype not in DTYPES:
-        raise ValueError(f"model {model.name!r}: cannot make random inputs of datatype {datatype}")
-    dtype = DTYPES[datatype]
-    if np.issubdtype(dtype, np.floating):
-        return rng.standard_normal(shape).astype(dtype)
-    low, high = told.get("range") or (0, 2)
-    return rng.integers(low, high, shape).astype(dtype)

@@ -37,6 +37,7 @@ def simulated_capacity(scenario: Scenario, device: SimulatedDevice) -> float:
         models=tuple(replace(model, arrivals="poisson") for model, _ in kept),
         load=replace(scenario.load, duration_s=LASTS_S, scale_of="capacity"),
         phases=(),
+        arrivals_file=None,
     )
     unbound = device.with_specs(specs)
     offered = arrivals(crowded, scale=OVERLOAD, capacity_per_s=n_lanes * NS_PER_S / mean_ns)

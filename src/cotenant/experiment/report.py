@@ -1,39 +1,34 @@
 """The run report: one JSON object per run, with the definitions of what it counts.
 
 Top-level counts, attainment, goodput and percentiles cover protected and standard work only; best-effort work
-is in `per_class.best_effort` and `per_model`. Shares and errors are fractions; what cannot be said is null.
+is in `per_class.best_effort`, `per_model` and `best_effort_per_s` (answers per second). Shares and errors are
+fractions; what cannot be said is null.
 """
 
 from __future__ import annotations
 
 import platform
-from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import metadata
 from typing import Any
 
 import numpy as np
 from msgspec import Struct
+from numpy.typing import NDArray
 
-from cotenant.domain import LEVELS, NS_PER_MS, NS_PER_S, JobClass, Observation, OutcomeKind
+from cotenant.domain import LEVELS, NS_PER_MS, NS_PER_S, Observation, OutcomeKind
+from cotenant.experiment.request_columns import (
+    CODES,
+    KINDS,
+    NEVER,
+    RequestColumns,
+    RequestRecord,
+    columns_of,
+)
 
-ANSWERED = (OutcomeKind.OK, OutcomeKind.LATE)
-
-
-class RequestRecord(Struct, frozen=True, kw_only=True, gc=False):
-    """What a report needs of one offered request. Instants in ns of one clock; `intended_at` is when the
-    load said it should arrive."""
-
-    model: str
-    job_class: JobClass
-    kind: OutcomeKind
-    intended_at: int
-    ended_at: int
-    deadline_at: int | None = None
-    dispatched_at: int | None = None
-    batch_rows: int = 0
-    reason: str = ""
+__all__ = ["BusyInterval", "RequestRecord", "RunFacts", "build_report", "prediction_scores", "versions"]
+Spans = NDArray[np.float64]
 
 
 class BusyInterval(Struct, frozen=True, kw_only=True, gc=False):
@@ -66,27 +61,30 @@ class RunFacts:
 
 def build_report(records: Sequence[RequestRecord], facts: RunFacts) -> dict[str, Any]:
     """The report of DESIGN.md section 6 as plain JSON values (never NaN)."""
-    counted = [record for record in records if record.job_class is not JobClass.BEST_EFFORT]
-    by_model: dict[str, list[RequestRecord]] = defaultdict(list)
-    by_class: dict[str, list[RequestRecord]] = defaultdict(list)
-    for record in records:
-        by_model[record.model].append(record)
-        by_class[record.job_class.name.lower()].append(record)
-    ok_answers = [record for record in records if record.kind is OutcomeKind.OK]
-    useful_s = sum(facts.solo_ms.get(record.model, 0.0) for record in ok_answers) / 1000
+    requests = columns_of(records)
+    counted = requests.take(requests.counts_in)
+    in_time = requests.model[requests.kind == CODES[OutcomeKind.OK]]
+    n_ok = zip(requests.names, np.bincount(in_time, minlength=len(requests.names)).tolist(), strict=True)
+    useful_ms = sum(facts.solo_ms.get(name, 0.0) * n for name, n in n_ok)
     batches = [observation.rows for observation in facts.observations]
+    per_model = {name: _group(rows, facts) for name, rows in requests.by_model()}
+    per_class = {name: _group(rows, facts) for name, rows in requests.by_class()}
     report = {
         "policy": facts.policy,
         "seed": facts.seed,
         **_counts(counted, facts.duration_s),
-        "tail_variability": _variability(counted, facts.solo_ms, _latency_ns),
-        "service_variability": _variability(counted, facts.solo_ms, _service_ns),
+        "tail_variability": _variability(counted, facts.solo_ms, _latencies),
+        "service_variability": _variability(counted, facts.solo_ms, _services),
         "device_busy": _busy(facts),
         "device_load": _share(_units_ns(facts), facts.duration_s * NS_PER_S),
-        "useful_load": useful_s / facts.duration_s,
-        "mean_batch": float(np.mean(batches)) if batches else _mean_batch(records),
-        "per_model": {name: _group(rows, facts) for name, rows in sorted(by_model.items())},
-        "per_class": {name: _group(rows, facts) for name, rows in sorted(by_class.items())},
+        "useful_load": useful_ms / 1000 / facts.duration_s,
+        "mean_batch": float(np.mean(batches)) if batches else _mean_batch(requests.batch_rows),
+        "fairness": _fairness(per_model),
+        "best_effort_per_s": per_class["best_effort"]["goodput_per_s"]
+        if "best_effort" in per_class
+        else None,
+        "per_model": per_model,
+        "per_class": per_class,
         "prediction": prediction_scores(facts.observations),
         "decision_us": _percentiles(np.asarray(facts.decision_ns) / 1000, (50, 99)),
         "wall_s": facts.wall_s,
@@ -110,14 +108,12 @@ def versions() -> dict[str, str]:
     return found
 
 
-def _counts(records: Sequence[RequestRecord], duration_s: float) -> dict[str, Any]:
-    by_kind = {kind.value: 0 for kind in OutcomeKind}
-    for record in records:
-        by_kind[record.kind.value] += 1
-    offered = len(records)
-    assert offered == sum(by_kind.values()), "every offered request has exactly one outcome"
-    latency = np.asarray([_latency_ns(r) for r in records if r.kind in ANSWERED], float) / NS_PER_MS
-    found = _percentiles(latency, (50, 95, 99))
+def _counts(requests: RequestColumns, duration_s: float) -> dict[str, Any]:
+    counted = np.bincount(requests.kind, minlength=len(KINDS)).tolist()
+    by_kind = {kind.value: n for kind, n in zip(KINDS, counted, strict=True)}
+    offered = len(requests)
+    assert offered == sum(counted), "every offered request has exactly one outcome"
+    found = _percentiles(requests.latency_ms[requests.answered], (50, 95, 99))
     return {
         "offered": offered,
         **by_kind,
@@ -126,13 +122,14 @@ def _counts(records: Sequence[RequestRecord], duration_s: float) -> dict[str, An
         "p50_ms": found["p50"],
         "p95_ms": found["p95"],
         "p99_ms": found["p99"],
+        "rejected_lead_ms": _rejected_lead(requests),
     }
 
 
-def _group(records: Sequence[RequestRecord], facts: RunFacts) -> dict[str, Any]:
+def _group(requests: RequestColumns, facts: RunFacts) -> dict[str, Any]:
     """Counts of one model or class; best-effort work has no attainment and `ok` means answered."""
-    group = _counts(records, facts.duration_s)
-    if all(record.job_class is JobClass.BEST_EFFORT for record in records):
+    group = _counts(requests, facts.duration_s)
+    if not requests.counts_in.any():
         group["ok"] += group["late"]
         group["late"] = 0
         group["goodput_per_s"] = group["ok"] / facts.duration_s
@@ -140,47 +137,61 @@ def _group(records: Sequence[RequestRecord], facts: RunFacts) -> dict[str, Any]:
     return group
 
 
-def _latency_ns(record: RequestRecord) -> int:
-    """From the intended arrival; an unanswered request counts at its deadline."""
-    if record.kind in ANSWERED or record.deadline_at is None:
-        return record.ended_at - record.intended_at
-    return record.deadline_at - record.intended_at
+def _rejected_lead(requests: RequestColumns) -> float | None:
+    """How long before the deadline a client was told of the refusal: median over rejected requests (ms)."""
+    told = (requests.kind == CODES[OutcomeKind.REJECTED]) & (requests.deadline_at != NEVER)
+    leads = (requests.deadline_at[told] - requests.ended_at[told]) / NS_PER_MS
+    return float(np.median(leads)) if leads.size else None
 
 
-def _service_ns(record: RequestRecord) -> int | None:
-    """From dispatch to end, for what was dispatched and answered."""
-    if record.kind not in ANSWERED or record.dispatched_at is None:
-        return None
-    return record.ended_at - record.dispatched_at
+def _fairness(per_model: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Of protected and standard models: the one with the least attainment, and Jain's index of their
+    attainments (Jain, Chiu, Hawe, 1984): 1 when all are alike, 1 / n when one gets everything."""
+    found = {
+        name: group["attainment"] for name, group in per_model.items() if group["attainment"] is not None
+    }
+    worst = min(found, key=lambda name: found[name], default=None)
+    squares = sum(value**2 for value in found.values())
+    return {
+        "worst_model": {"name": worst, "attainment": None if worst is None else found[worst]},
+        "jain": sum(found.values()) ** 2 / (len(found) * squares) if squares else None,
+    }
 
 
-def _variability(records: Sequence[RequestRecord], solo_ms: Mapping[str, float], span: Any) -> float | None:
+def _latencies(requests: RequestColumns) -> Spans:
+    return requests.latency_ms
+
+
+def _services(requests: RequestColumns) -> Spans:
+    """From dispatch to end (ms), of what was dispatched and answered."""
+    served = requests.answered & (requests.dispatched_at != NEVER)
+    spans: Spans = (requests.ended_at[served] - requests.dispatched_at[served]) / NS_PER_MS
+    return spans
+
+
+def _variability(
+    counted: RequestColumns, solo_ms: Mapping[str, float], spans: Callable[[RequestColumns], Spans]
+) -> float | None:
     """Mean over models, weighted by offered, of (p99 - p50) / solo median at batch 1."""
-    per_model: dict[str, list[float]] = defaultdict(list)
-    offered: dict[str, int] = defaultdict(int)
-    for record in records:
-        offered[record.model] += 1
-        value = span(record)
-        if value is not None:
-            per_model[record.model].append(value / NS_PER_MS)
     total, weight = 0.0, 0
-    for name, values in per_model.items():
-        if solo_ms.get(name):
-            p50, p99 = np.percentile(values, (50, 99))
-            total += offered[name] * (float(p99) - float(p50)) / solo_ms[name]
-            weight += offered[name]
+    for name, requests in counted.by_model():
+        found = spans(requests)
+        if found.size and solo_ms.get(name):
+            p50, p99 = np.percentile(found, (50, 99))
+            total += len(requests) * (float(p99) - float(p50)) / solo_ms[name]
+            weight += len(requests)
     return total / weight if weight else None
 
 
 def _busy(facts: RunFacts) -> float | None:
     """Share of the run with any work running."""
-    covered, reached = 0, 0
-    for interval in sorted(facts.busy, key=lambda interval: interval.began_at):
-        begin = max(interval.began_at, reached)
-        if interval.ended_at > begin:
-            covered += interval.ended_at - begin
-            reached = interval.ended_at
-    return _share(covered, facts.duration_s * NS_PER_S)
+    began = np.fromiter((interval.began_at for interval in facts.busy), np.int64, len(facts.busy))
+    ended = np.fromiter((interval.ended_at for interval in facts.busy), np.int64, len(facts.busy))
+    order = np.argsort(began, kind="stable")
+    began, ended = began[order], ended[order]
+    reached = np.maximum.accumulate(np.concatenate(([0], ended)))[:-1]
+    covered = np.maximum(0, ended - np.maximum(began, reached)).sum() if len(began) else 0
+    return _share(int(covered), facts.duration_s * NS_PER_S)
 
 
 def _units_ns(facts: RunFacts) -> float:
@@ -193,24 +204,25 @@ def _share(part: float, whole: float) -> float | None:
     return min(1.0, part / whole) if whole > 0 else None
 
 
-def _mean_batch(records: Iterable[RequestRecord]) -> float | None:
+def _mean_batch(batch_rows: NDArray[np.int64]) -> float | None:
     """Mean rows of the batches seen from the requests' side (each batch counted once per row)."""
-    inverse = [1.0 / record.batch_rows for record in records if record.batch_rows > 0]
-    return len(inverse) / sum(inverse) if inverse else None
+    rows = batch_rows[batch_rows > 0]
+    return len(rows) / float((1.0 / rows).sum()) if rows.size else None
 
 
 def _percentiles(values: Any, levels: Sequence[int]) -> dict[str, float | None]:
     array = np.asarray(values, float)
-    if not array.size:
-        return {f"p{level}": None for level in levels}
-    return {f"p{level}": float(np.percentile(array, level)) for level in levels}
+    found = np.percentile(array, levels).tolist() if array.size else [None] * len(levels)
+    return {f"p{level}": value for level, value in zip(levels, found, strict=True)}
 
 
 def prediction_scores(observations: Sequence[Observation]) -> dict[str, Any]:
     """How good the predictions issued at dispatch were, of the span from dispatch to end."""
     issued = [observation.predictions[0] for observation in observations]
-    actual = np.asarray([o.ended_at - p.issued_at for o, p in zip(observations, issued, strict=True)], float)
-    spans = np.asarray([[at - p.issued_at for at in p.finish_at[: len(LEVELS)]] for p in issued], float)
+    issued_at = np.asarray([prediction.issued_at for prediction in issued], np.int64)
+    actual = (np.asarray([o.ended_at for o in observations], np.int64) - issued_at).astype(float)
+    finish_at = np.asarray([p.finish_at[: len(LEVELS)] for p in issued], np.int64).reshape(-1, len(LEVELS))
+    spans = (finish_at - issued_at[:, None]).astype(float)
     names = {0.9: "0.9", 0.95: "0.95", 0.99: "0.99"}
     if not len(actual):
         nothing = dict.fromkeys(names.values())

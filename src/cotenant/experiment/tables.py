@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from cotenant.domain import NS_PER_MS
@@ -33,6 +34,13 @@ def show_report(console: Console, report: Mapping[str, Any]) -> None:
         f"p50 {number(report['p50_ms'])} ms, p99 {number(report['p99_ms'])} ms",
         highlight=False,
     )
+    worst, jain = report["fairness"]["worst_model"], report["fairness"]["jain"]
+    if len(report["per_model"]) > 1 and worst["name"] is not None:
+        console.print(
+            f"worst model {escape(worst['name'])}: {share(worst['attainment'])}, "
+            f"Jain index over models {number(jain, 3)}",
+            highlight=False,
+        )
     table = Table(box=None, header_style="bold")
     for name in (
         "model",
