@@ -192,11 +192,9 @@ def simulate(
         device = device_of(config, places(store))
         if config.load.scale_of == "capacity" and capacity is None and arrivals_in is None:
             capacity = simulated_capacity(config, device)
-        offered = offer(config, scale=scale, seed=seed, capacity_per_s=capacity)
-        slo_ns = [spec.slo_ns for spec in device.specs]
-        offered.refuse_others(config, slo_ns)
         if arrivals_out is not None:
-            write_arrivals(arrivals_out, config, offered, slo_ns)
+            offered = offer(config, scale=scale, seed=seed, capacity_per_s=capacity)
+            write_arrivals(arrivals_out, config, offered, [spec.slo_ns for spec in device.specs])
         with _progress() as told:
             report = run(
                 config,
@@ -207,8 +205,6 @@ def simulate(
                 capacity_per_s=capacity,
                 progress=lambda done, total: told("simulating", done, total),
             )
-        if arrivals_in is not None:
-            report["config"] |= {"scale": None, "arrivals_in": str(arrivals_in)}
         _write(json_file, report)
         show_report(to_stdout, report)
 

@@ -13,8 +13,10 @@ from typer.testing import CliRunner, Result
 
 from cotenant.cli import app
 from cotenant.config import Scenario, load_scenario
+from cotenant.domain import ModelSpec
 from cotenant.experiment.arrival_files import NO_DEADLINE, Offered, read_arrivals, write_arrivals
 from cotenant.experiment.load import arrivals, offer, replaying
+from cotenant.experiment.simulated import requests
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 TEXT = """
@@ -184,14 +186,34 @@ def test_a_replay_takes_neither_scale_nor_capacity(tmp_path: Path, flag: str) ->
     assert f"{flag[2:]} does not go with" in " ".join(result.output.split())
 
 
-def test_the_simulator_says_which_request_it_cannot_replay(tmp_path: Path) -> None:
+def test_the_simulator_takes_rows_and_deadlines_from_the_file(tmp_path: Path) -> None:
     file = tmp_path / "a.csv"
-    report(tmp_path, "--capacity", "300", "--arrivals-out", str(file))
-    lines = file.read_text().splitlines()
-    at, model, _, deadline = lines[3].split(",")
-    file.write_text("\n".join([*lines[:3], f"{at},{model},2,{deadline}", *lines[4:]]) + "\n")
-    result = simulate(tmp_path, "--arrivals-in", str(file))
-    assert result.exit_code == 2
-    said = " ".join(result.output.split())
-    assert f"'{model}' at {at} s" in said
-    assert "1 rows" in said
+    first = report(tmp_path, "--capacity", "200", "--scale", "0.3", "--arrivals-out", str(file))
+    head, *lines = file.read_text().splitlines()
+    cells = [line.split(",") for line in lines]
+    impossible = "\n".join(f"{at},{model},1,0.001" for at, model, _, _ in cells)
+    file.write_text(f"{head}\n{impossible}\n")
+    assert report(tmp_path, "--arrivals-in", str(file))["ok"] == 0
+    endless = "\n".join(f"{at},{model},8," for at, model, _, _ in cells)
+    file.write_text(f"{head}\n{endless}\n")
+    found = report(tmp_path, "--arrivals-in", str(file))
+    assert found["ok"] == found["offered"] == first["offered"]
+    assert found["mean_batch"] == 8
+    assert found["p50_ms"] > 2 * first["p50_ms"]
+
+
+def test_requests_have_the_axes_of_their_model_whatever_else_there_is(scenario: Scenario) -> None:
+    axis = (("seq", (32, 64, 128)),)
+    specs = tuple(
+        ModelSpec(name=model.name, slo_ns=slo, max_batch=8, row_buckets=(8,), axis_buckets=axes)
+        for model, slo, axes in zip(scenario.models, SLO_NS, (axis, ()), strict=True)
+    )
+    offered = offer(scenario)
+    drawn = list(requests(specs, offered, 1))
+    assert drawn == list(requests(specs, offered, 1))
+    sizes = [request.axes for request in drawn if request.model == "a"]
+    assert set(sizes) == {(("seq", 32),), (("seq", 64),), (("seq", 128),)}
+    assert all(request.axes == () for request in drawn if request.model == "b")
+    only = offered.which == 0
+    alone = Offered(at=offered.at[only], which=offered.which[only], rows=offered.rows[only])
+    assert [request.axes for request in requests(specs[:1], alone, 1)] == sizes

@@ -9,7 +9,7 @@ from __future__ import annotations
 import csv
 import difflib
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn, TextIO
 
@@ -39,22 +39,6 @@ class Offered:
         if self.budget_ns is not None:
             return self.budget_ns
         return np.asarray([NO_DEADLINE if slo is None else slo for slo in slo_ns], np.int64)[self.which]
-
-    def refuse_others(self, scenario: Scenario, slo_ns: Sequence[int | None]) -> None:
-        """The simulator takes rows and deadlines of requests from their model. Raises ValueError at the
-        first request that has others."""
-        rows = np.asarray([model.rows for model in scenario.models], np.int64)[self.which]
-        wanted = replace(self, budget_ns=None).budgets(slo_ns)
-        others = np.flatnonzero((self.rows != rows) | (self.budgets(slo_ns) != wanted))
-        if others.size:
-            first = int(others[0])
-            name = scenario.models[self.which[first]].name
-            slo = "no deadline" if wanted[first] == NO_DEADLINE else f"{wanted[first] / NS_PER_MS:g} ms"
-            raise ValueError(
-                f"{scenario.arrivals_file}: the request of model {name!r} at {self.at[first] / NS_PER_S:.9f} "
-                f"s has other rows or another deadline than its model ({rows[first]} rows, {slo}), which the "
-                "simulator cannot replay: give the model the same rows and SLO"
-            )
 
 
 def write_arrivals(path: Path, scenario: Scenario, offered: Offered, slo_ns: Sequence[int | None]) -> None:

@@ -21,7 +21,7 @@ from cotenant.config import Scenario
 from cotenant.domain import NS_PER_MS, NS_PER_S, JobClass, OutcomeKind
 from cotenant.experiment.arrival_files import NO_DEADLINE
 from cotenant.experiment.http_load import Pool
-from cotenant.experiment.load import offer
+from cotenant.experiment.load import load_config, offer
 from cotenant.experiment.report import RequestRecord, RunFacts, build_report
 from cotenant.experiment.server_facts import ServerFacts, server_facts
 from cotenant.experiment.targets import Target, find_targets
@@ -89,18 +89,12 @@ async def open_session(
         config={
             "url": url,
             "policy": policy,
-            **_load_config(scenario, scale),
+            **load_config(scenario, scale),
             "capacity_per_s": capacity_per_s,
             "simulated": False,
         },
         progress=progress,
     )
-
-
-def _load_config(scenario: Scenario, scale: float | None) -> dict[str, Any]:
-    if scenario.arrivals_file is not None:
-        return {"scale": None, "arrivals_in": str(scenario.arrivals_file)}
-    return {"scale": scenario.load.scale if scale is None else scale}
 
 
 @dataclass(kw_only=True)

@@ -8,7 +8,7 @@ from msgspec import structs
 
 from cotenant.config import Scenario
 from cotenant.domain import NS_PER_S, JobClass, OutcomeKind
-from cotenant.experiment.load import arrivals
+from cotenant.experiment.load import offer
 from cotenant.experiment.simulated import SimulatedDevice, run
 from cotenant.schedule.policies.deferred_edf import DeferredEdf
 
@@ -40,7 +40,7 @@ def simulated_capacity(scenario: Scenario, device: SimulatedDevice) -> float:
         arrivals_file=None,
     )
     unbound = device.with_specs(specs)
-    offered = arrivals(crowded, scale=OVERLOAD, capacity_per_s=n_lanes * NS_PER_S / mean_ns)
+    offered = offer(crowded, scale=OVERLOAD, capacity_per_s=n_lanes * NS_PER_S / mean_ns)
     done = run(crowded, unbound, DeferredEdf(rejects=False), offered, scenario.load.seed)
     begin, end = WARM_S * NS_PER_S, LASTS_S * NS_PER_S
     n_ok = sum(1 for o in done.recorder.outcomes if o.kind is OutcomeKind.OK and begin <= o.ended_at < end)

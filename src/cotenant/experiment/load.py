@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -37,6 +38,13 @@ def replaying(
         if value is not None:
             raise ValueError(f"a {name} does not go with {file}, which says what arrives when")
     return replace(scenario, arrivals_file=file)
+
+
+def load_config(scenario: Scenario, scale: float | None) -> dict[str, Any]:
+    """What a report says of where its load came from."""
+    if scenario.arrivals_file is not None:
+        return {"scale": None, "arrivals_in": str(scenario.arrivals_file)}
+    return {"scale": scenario.load.scale if scale is None else scale}
 
 
 def arrivals(

@@ -8,15 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import repeat
 from typing import Any, Protocol
+
+import numpy as np
 
 from cotenant.assemble import describe_device, make_predictor, make_scheduler, simulation_profile
 from cotenant.catalogue import Places, solo_ns, with_slo
 from cotenant.clock import MonotonicClock, VirtualClock
 from cotenant.config import Scenario
-from cotenant.domain import NS_PER_MS, NS_PER_S, ModelSpec, Request
+from cotenant.domain import NS_PER_MS, NS_PER_S, Axes, ModelSpec, Request
 from cotenant.execute.lanes import lane_layout
-from cotenant.experiment.load import arrivals
+from cotenant.experiment.arrival_files import NO_DEADLINE, Offered
+from cotenant.experiment.load import load_config, offer
 from cotenant.experiment.recorder import Recorder
 from cotenant.experiment.report import RunFacts, build_report
 from cotenant.experiment.twin_models import DEFAULT_LANES, twin_models
@@ -33,7 +37,7 @@ from cotenant.simulate.driver import Simulation, VirtualTimers
 from cotenant.simulate.twin.device import Noise, Programs
 from cotenant.simulate.twin.executor import TwinDevice
 from cotenant.simulate.twin.oracle import TwinOracle
-from cotenant.workload.arrivals import Instants, generator
+from cotenant.workload.arrivals import generator
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -129,24 +133,33 @@ def twin_device(scenario: Scenario, where: Places, noise: Noise | None = None) -
     )
 
 
-def requests(
-    scenario: Scenario, specs: tuple[ModelSpec, ...], at: Instants, which: Instants, seed: int
-) -> Iterator[Request]:
-    """The scenario's requests as the scheduler sees them; dynamic axes are drawn among the buckets."""
-    rng = generator(seed, "axes")
-    sizes = [[(axis, values) for axis, values in spec.axis_buckets] for spec in specs]
-    for n, (instant, index) in enumerate(zip(at.tolist(), which.tolist(), strict=True)):
-        spec, model = specs[index], scenario.models[index]
-        axes = tuple((axis, int(rng.choice(values))) for axis, values in sizes[index])
+def requests(specs: tuple[ModelSpec, ...], offered: Offered, seed: int) -> Iterator[Request]:
+    """The requests as the scheduler sees them; dynamic axes are drawn among the buckets."""
+    counts = np.bincount(offered.which, minlength=len(specs)).tolist()
+    axes = [
+        _axes(spec, n, generator(seed, f"axes/{spec.name}")) for spec, n in zip(specs, counts, strict=True)
+    ]
+    budgets = offered.budgets([spec.slo_ns for spec in specs])
+    columns = (column.tolist() for column in (offered.at, offered.which, offered.rows, budgets))
+    for n, (instant, index, rows, budget) in enumerate(zip(*columns, strict=True)):
+        spec = specs[index]
         yield Request(
             id=f"s{n}",
             model=spec.name,
             arrived_at=instant,
-            deadline_at=None if spec.slo_ns is None else instant + spec.slo_ns,
-            rows=model.rows,
-            axes=axes,
+            deadline_at=None if budget == NO_DEADLINE else instant + budget,
+            rows=rows,
+            axes=next(axes[index]),
             job_class=spec.job_class,
         )
+
+
+def _axes(spec: ModelSpec, n: int, rng: np.random.Generator) -> Iterator[Axes]:
+    """Sizes of the dynamic axes of `n` requests of a model."""
+    if not spec.axis_buckets:
+        return repeat(())
+    drawn = [[(axis, size) for size in rng.choice(sizes, n).tolist()] for axis, sizes in spec.axis_buckets]
+    return zip(*drawn, strict=True)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -165,14 +178,13 @@ def run(
     scenario: Scenario,
     device: SimulatedDevice,
     policy: Policy,
-    offered: tuple[Instants, Instants],
+    offered: Offered,
     seed: int,
     progress: Callable[[int, int], None] | None = None,
     predictor_factory: PredictorFactory | None = None,
 ) -> SimulatedRun:
     """Offer these arrivals to the simulated device until everything has ended."""
     watch = MonotonicClock()
-    at, which = offered
     clock = VirtualClock()
     timers = VirtualTimers(clock)
     executor = device.executor(device.n_lanes(scenario), timers, seed)
@@ -189,8 +201,8 @@ def run(
         observers=[recorder],
         stopwatch=watch,
     )
-    told = None if progress is None else lambda n: progress(n, len(at))
-    simulation.run(requests(scenario, device.specs, at, which, seed), progress=told)
+    told = None if progress is None else lambda n: progress(n, len(offered.at))
+    simulation.run(requests(device.specs, offered, seed), progress=told)
     wall_s = (watch.now() - began) / NS_PER_S
     units_ns = executor.counters()[0] / executor.n_sms if isinstance(executor, TwinDevice) else None
     return SimulatedRun(
@@ -212,7 +224,7 @@ def simulate(
     """Offer the scenario's load to the simulated device; returns the run report."""
     seed = scenario.load.seed if seed is None else seed
     chosen = make_policy(policy) if isinstance(policy, str) else policy
-    offered = arrivals(scenario, scale=scale, seed=seed, capacity_per_s=capacity_per_s)
+    offered = offer(scenario, scale=scale, seed=seed, capacity_per_s=capacity_per_s)
     done = run(scenario, device, chosen, offered, seed, progress, predictor_factory)
     facts = RunFacts(
         policy=policy if isinstance(policy, str) else chosen.name,
@@ -220,7 +232,7 @@ def simulate(
         duration_s=scenario.load.duration_s,
         config={
             "policy": chosen.name,
-            "scale": scenario.load.scale if scale is None else scale,
+            **load_config(scenario, scale),
             "capacity_per_s": capacity_per_s,
             "settings": policy_settings(chosen),
             "predictor": getattr(done.predictor, "name", "solo"),
