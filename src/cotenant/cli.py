@@ -170,16 +170,15 @@ def simulate(
     store: StoreOption = None,
 ) -> None:
     """Run a scenario on a simulated device with the same scheduler; same report as `bench`."""
-    from cotenant.assemble import simulation_profile
     from cotenant.catalogue import places
     from cotenant.experiment.capacity import simulated_capacity
+    from cotenant.experiment.devices import open_device
     from cotenant.experiment.simulated import simulate as run
-    from cotenant.experiment.simulated import simulated_device
     from cotenant.experiment.tables import show_report
 
     with _clear_errors():
         config = load_scenario(scenario)
-        device = simulated_device(config, simulation_profile(config, places(store)))
+        device = open_device(config, places(store))
         if config.load.scale_of == "capacity" and capacity is None:
             capacity = simulated_capacity(config, device)
         with _progress() as told:
