@@ -133,6 +133,7 @@ def policies(
         for path in () if plot is None else draw_policies(result, plot):
             to_stdout.print(f"wrote {path}", highlight=False, markup=False)
     except KeyboardInterrupt:
+        to_stderr.print("stopped; nothing is written")
         raise typer.Exit(130) from None
     except (ValueError, OSError) as error:
         raise _fail(str(error)) from error

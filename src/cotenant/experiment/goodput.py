@@ -24,7 +24,7 @@ WIDEN = 24
 """Steps of the first widening (a factor of 1.27)."""
 FURTHEST = 96
 """Most steps of one widening (a factor of 2.6)."""
-LEAST_MISSES = 1e-4
+LEAST_MISSES = 1e-3
 """Share of misses below which runs are not told apart."""
 
 

@@ -34,6 +34,7 @@ Table = dict[float, Attainments]
 def evenly(low: float, high: float) -> list[float]:
     """First scales between two, both included."""
     first, last = round(position(low)), round(position(high))
+    last = max(last, first + FIRST[0] * NEAREST)
     n = min(max(math.ceil((last - first) / COARSE) + 1, FIRST[0]), FIRST[1])
     steps = dict.fromkeys(round(first + (last - first) * k / (n - 1)) for k in range(n))
     return [scale_at(index) for index in steps]
@@ -83,17 +84,22 @@ def densified(table: Table, reference: str | None) -> list[float]:
         if (at := crosses_at([(scale, table[scale][name]) for scale in scales], DENSE_AT)) is not None
     }
     for at in sorted(passing.values()):
-        scales = _halved(scales, at, scales_only=sorted(table))
+        scales = _halved(scales, at, only=sorted(table))
     if reference in passing:
         scales = _halved(scales, passing[reference])
         scales = _halved(scales, passing[reference])
     middle = math.exp(math.fsum(map(math.log, passing.values())) / len(passing)) if passing else scales[0]
     while len(scales) < FEWEST:
-        more = _halved(scales, max(_gaps(scales), key=lambda gap: _worth(gap, middle))[0])
-        if more == scales:
-            break
-        scales = more
+        widest = max(_gaps(scales), key=lambda gap: _worth(gap, middle), default=(scales[0],))[0]
+        more = _halved(scales, widest)
+        scales = more if len(more) > len(scales) else _wider(scales)
     return scales
+
+
+def _wider(scales: Sequence[float]) -> list[float]:
+    """With a scale beyond each end."""
+    first, last = round(position(scales[0])), round(position(scales[-1]))
+    return [scale_at(first - 2 * NEAREST), *scales, scale_at(last + 2 * NEAREST)]
 
 
 def _gaps(scales: Sequence[float]) -> list[tuple[float, float]]:
@@ -103,19 +109,19 @@ def _gaps(scales: Sequence[float]) -> list[tuple[float, float]]:
 def _worth(gap: tuple[float, float], middle: float) -> float:
     """Wide gaps first, those near `middle` before others."""
     width = position(gap[1]) - position(gap[0])
-    if width < 2 * NEAREST:
+    if width < 2 * NEAREST - 0.01:
         return 0.0
     away = abs(position(gap[0]) + width / 2 - position(middle))
     return width / (COARSE + away)
 
 
-def _halved(scales: list[float], at: float, scales_only: Sequence[float] | None = None) -> list[float]:
-    """With a scale in the middle of the gap that holds `at`, unless that is narrow, or, given `scales_only`,
-    no longer one of its gaps."""
+def _halved(scales: list[float], at: float, only: Sequence[float] | None = None) -> list[float]:
+    """With a scale in the middle of the gap that holds `at`, unless that is narrow or, given `only`, none of
+    its gaps."""
     for low, high in _gaps(scales):
         if low <= at < high:
             width = position(high) - position(low)
-            if width < 2 * NEAREST or (scales_only and (low, high) not in _gaps(scales_only)):
+            if width < 2 * NEAREST - 0.01 or (only is not None and (low, high) not in _gaps(only)):
                 return scales
             middle = scale_at(round(position(low) + width / 2))
             return sorted({*scales, middle})

@@ -15,6 +15,7 @@ from collections import deque
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from types import TracebackType
@@ -208,7 +209,7 @@ class ProcessWorkers:
         run = self._busy.pop(ready)
         try:
             kind, _, body = ready.recv_bytes().partition(b" ")
-        except EOFError:
+        except (EOFError, OSError):
             raise StudyError(
                 f"{run.label}: its process died; was memory short? Fewer --processes need less"
             ) from None
@@ -263,7 +264,9 @@ def _serve(connection: Connection, world: World) -> None:
 
 @contextmanager
 def _deaf_to_interrupts() -> Iterator[None]:
-    """Processes started inside never see Ctrl-C, from their first instruction on; here it waits."""
+    """Processes started inside never see Ctrl-C, from their first instruction on; here it waits. The resource
+    tracker comes first: starting it would lift the block."""
+    resource_tracker.ensure_running()
     before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
     try:
         yield
