@@ -8,15 +8,19 @@ import os
 import shutil
 import signal
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from typer.testing import CliRunner, Result
 
 from cotenant.catalogue import places
 from cotenant.cli import app
 from cotenant.config import load_scenario
+from cotenant.experiment.policies_plots import spread
 from cotenant.experiment.policies_setup import known_policies
 from cotenant.experiment.policies_summary import summarise
 from cotenant.experiment.workers import (
@@ -223,6 +227,15 @@ def test_a_shortened_scenario_keeps_its_phases(scenario: Path) -> None:
 def test_policies_are_the_usual_ones_unless_named() -> None:
     assert known_policies(())[:4] == ("fcfs", "exclusive_edf", "deferred_edf", "k_edf")
     assert known_policies(("k_edf", "default", "k_edf")) == ("k_edf", "default")
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=10).map(sorted))
+def test_labels_are_moved_apart_and_no_further_than_needed(wanted: list[float]) -> None:
+    placed = spread(wanted, 0.04)
+    assert all(b - a >= 0.04 - 1e-9 for a, b in pairwise(placed))
+    assert sum(placed) == pytest.approx(sum(wanted))
+    if all(b - a >= 0.04 for a, b in pairwise(wanted)):
+        assert placed == pytest.approx(wanted)
 
 
 def row(policy: str, goodput: float, attained: list[float]) -> dict[str, Any]:

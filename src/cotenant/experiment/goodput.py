@@ -24,6 +24,9 @@ WIDEN = 24
 """Steps of the first widening (a factor of 1.27)."""
 FURTHEST = 96
 """Most steps of one widening (a factor of 2.6)."""
+FULL = 0.98
+"""Below this attainment a device is taken as full: goodput will hardly rise, so attainment falls as load rises
+(only how far a search widens hangs on it)."""
 LEAST_MISSES = 1e-3
 """Share of misses below which runs are not told apart."""
 
@@ -105,6 +108,9 @@ def _widened(
     positions = [position(scale) for scale in seen]
     reach = min(max(WIDEN, max(positions) - min(positions)), FURTHEST)
     if found.broken is None:
+        attained = seen[max(seen)]
+        if attained < FULL:
+            reach = min(reach, max(position(attained / level), 0.0) + 8)
         index = math.ceil(max(positions) + reach)
         index = limits.within(step * math.ceil(index / step))
         return index if scale_at(index) > max(seen) else None

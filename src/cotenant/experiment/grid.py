@@ -18,9 +18,9 @@ TOP, BOTTOM, DENSE_AT = 0.99, 0.70, 0.75
 MARGIN = 0.005
 """Added at both ends, because they are found on one seed."""
 FEWEST = 12
-COARSE = 18
-"""Steps of the ladder between the first scales (20 %)."""
-FIRST = (7, 12)
+COARSE = 24
+"""Steps of the ladder between the first scales (27 %), more where the range is very wide."""
+FIRST = (6, 9)
 """Fewest and most first scales."""
 NEAREST = 2
 """Fewest steps between two scales."""

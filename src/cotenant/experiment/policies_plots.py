@@ -27,6 +27,8 @@ LABEL_GAP = 0.042
 """Least distance of two labels, as a share of the axis."""
 ZOOM = 85
 """Lowest attainment (%) of the enlarged picture."""
+ALIVE = 0.75
+"""Variability is drawn as far as it goes while attainment is at least this."""
 DPI = 120
 
 
@@ -120,14 +122,27 @@ def _label(ax: Any, ends: Sequence[tuple[float, float, str]], inks: Mapping[str,
     """Names at the right edge, beside the ends of their lines, moved apart where they would overlap."""
     to_share = ax.transAxes.inverted()
     heights = {name: float(to_share.transform(ax.transData.transform((x, y)))[1]) for x, y, name in ends}
-    placed: list[float] = []
-    for name in sorted(heights, key=lambda name: heights[name]):
-        height = max(heights[name], placed[-1] + LABEL_GAP if placed else 0.0)
-        placed.append(height)
+    names = sorted(heights, key=lambda name: heights[name])
+    apart = spread([min(max(heights[name], 0.0), 1.0) for name in names], LABEL_GAP)
+    for name, height in zip(names, apart, strict=True):
         ax.annotate(
             name, (1.01, height), xycoords="axes fraction", color=inks[name], fontsize=8.5, va="center",
             fontweight="bold" if name in BOLD else "normal", annotation_clip=False,
         )  # fmt: skip
+
+
+def spread(wanted: Sequence[float], gap: float) -> list[float]:
+    """Ascending positions moved as little as possible (least squares) until all are `gap` apart: pooling of
+    adjacent violators."""
+    pools: list[tuple[float, int]] = []
+    for i, value in enumerate(wanted):
+        mean, n = value - i * gap, 1
+        while pools and pools[-1][0] > mean:
+            before, m = pools.pop()
+            mean, n = (mean * n + before * m) / (n + m), n + m
+        pools.append((mean, n))
+    flat = [mean for mean, n in pools for _ in range(n)]
+    return [value + i * gap for i, value in enumerate(flat)]
 
 
 def _attainment(axes: Sequence[Any], result: Json) -> None:
@@ -156,16 +171,21 @@ def _attainment(axes: Sequence[Any], result: Json) -> None:
 
 
 def _variability(ax: Any, result: Json) -> None:
+    """Lines of policies that keep few deadlines may leave the picture at the top."""
     inks = colours([row["policy"] for row in result["policies"]])
     ends = _lines(ax, result, "tail_variability", 1.0, 0.0)
-    values = [
-        value for row in result["policies"] for _, value in points(row, "tail_variability") if value > 0
+    alive = [
+        point["tail_variability"]
+        for row in result["policies"]
+        for point in row["curve"]
+        if point["tail_variability"] and (point["attainment"] or 0.0) >= ALIVE
     ]
-    if values and max(values) > 20 * min(values):
+    top = 1.25 * max(alive, default=1.0)
+    if alive and top > 20 * min(alive):
         ax.set_yscale("log")
-        ax.set_ylim(min(values) / 1.2, max(values) * 1.2)
+        ax.set_ylim(min(alive) / 1.2, top)
     else:
-        ax.set_ylim(bottom=0)
+        ax.set_ylim(0, top)
     ax.set_ylabel("tail variability: (p99 - p50) / solo median")
     ax.set_title("Spread of latencies, unanswered requests counted at their deadline", fontsize=10.5)
     _label(ax, ends, inks)
