@@ -25,8 +25,8 @@ WIDEN = 24
 FURTHEST = 96
 """Most steps of one widening (a factor of 2.6)."""
 FULL = 0.98
-"""Below this attainment a device is taken as full: goodput will hardly rise, so attainment falls as load rises
-(only how far a search widens hangs on it)."""
+"""Below this attainment a device is taken as full: goodput will hardly rise any more. Only how far a search
+widens hangs on it."""
 LEAST_MISSES = 1e-3
 """Share of misses below which runs are not told apart."""
 
