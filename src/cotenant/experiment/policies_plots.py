@@ -181,7 +181,7 @@ def _variability(ax: Any, result: Json) -> None:
         if point["tail_variability"] and (point["attainment"] or 0.0) >= ALIVE
     ]
     top = 1.25 * max(alive, default=1.0)
-    if alive and top > 20 * min(alive):
+    if alive and top > 6 * min(alive):
         ax.set_yscale("log")
         ax.set_ylim(min(alive) / 1.2, top)
     else:
