@@ -1,19 +1,22 @@
-"""`cotenant study`: what predictors are worth, on data that anyone recorded."""
+"""`cotenant study`: what predictors are worth on data that anyone recorded, and policies on a scenario."""
 
 from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.markup import escape
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 WIDE = 120
 """Columns of what is not a terminal."""
-study = typer.Typer(no_args_is_help=True, help="Compare predictors on recorded co-runs.")
+study = typer.Typer(no_args_is_help=True, help="Compare predictors, or policies.")
 to_stderr = Console(stderr=True)
 to_stdout = Console(width=None if sys.stdout.isatty() else WIDE)
 
@@ -25,7 +28,7 @@ Base = Annotated[
 
 @study.callback()
 def root() -> None:
-    """Compare predictors on recorded co-runs."""
+    """Compare predictors on recorded co-runs, or policies on a scenario."""
 
 
 @study.command()
@@ -83,6 +86,106 @@ def predictors(
             to_stdout.print(f"wrote {path}", highlight=False)
 
 
+@study.command()
+def policies(
+    scenario: Annotated[Path, typer.Argument(help="Scenario TOML.", metavar="SCENARIO.toml")],
+    names: Annotated[str, typer.Option("--policies", help="Only these.", metavar="A,B")] = "",
+    seeds: Annotated[int, typer.Option(help="Runs of everything, from the scenario's seed on.")] = 3,
+    scales: Annotated[
+        str, typer.Option(help="Loads of the curve; else chosen. The capacity search stays.", metavar="X,Y")
+    ] = "",
+    processes: Annotated[int | None, typer.Option(help="Runs at once; else one per core.")] = None,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="Write the result here.", metavar="FILE")
+    ] = None,
+    plot: Annotated[
+        Path | None,
+        typer.Option(help="Draw: one picture FILE.png, or three into a folder.", metavar="FILE.png|DIR"),
+    ] = None,
+    store: Annotated[Path | None, typer.Option("--store", help="Folder of profiles.", metavar="DIR")] = None,
+) -> None:
+    """Every policy on a scenario: attainment by load, goodput at 95 and 99 %."""
+    from cotenant.catalogue import places
+    from cotenant.clock import MonotonicClock
+    from cotenant.config import load_scenario
+    from cotenant.cores import available_cores
+    from cotenant.experiment.policies_plots import draw_policies
+    from cotenant.experiment.policies_report import show_policies
+    from cotenant.experiment.policies_setup import StudyConfig, known_policies
+    from cotenant.experiment.study_policies import study as run_study
+
+    try:
+        config = StudyConfig(
+            policies=known_policies(_listed(names)),
+            n_seeds=seeds,
+            scales=tuple(sorted({_number("--scales", text) for text in _listed(scales)})),
+            processes=len(available_cores()) if processes is None else processes,
+        )
+        for flag, path in (("--json", json_file), ("--plot", plot)):
+            _check_writable(
+                flag, path, folder=flag == "--plot" and path is not None and path.suffix != ".png"
+            )
+        with _bar() as told:
+            result = run_study(load_scenario(scenario), places(store), config, MonotonicClock(), told)
+        if json_file is not None:
+            json_file.write_text(json.dumps(result, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+        show_policies(to_stdout, result)
+        for path in () if plot is None else draw_policies(result, plot):
+            to_stdout.print(f"wrote {path}", highlight=False, markup=False)
+    except KeyboardInterrupt:
+        to_stderr.print("stopped; nothing is written")
+        raise typer.Exit(130) from None
+    except (ValueError, OSError) as error:
+        raise _fail(str(error)) from error
+
+
+def _listed(text: str) -> tuple[str, ...]:
+    return tuple(part.strip() for part in text.split(",") if part.strip())
+
+
+def _number(flag: str, text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise ValueError(f"{flag}: {text!r} is not a number") from None
+
+
+def _check_writable(flag: str, path: Path | None, *, folder: bool = False) -> None:
+    """Whether a result can be written once it is there; a `folder` is made. Raises ValueError."""
+    if path is None:
+        return
+    try:
+        if folder:
+            path.mkdir(parents=True, exist_ok=True)
+        file = path / ".writable" if folder else path
+        is_new = not file.exists()
+        file.open("a").close()
+        if is_new:
+            file.unlink()
+    except OSError as error:
+        raise ValueError(f"{flag}: {path} cannot be written: {error.strerror}") from None
+
+
+@contextmanager
+def _bar() -> Iterator[Callable[[str, int, int], None]]:
+    """A progress bar per stage on stderr; quiet where nobody watches."""
+    bar = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.completed:.0f}/{task.total:.0f} runs"),
+        TimeElapsedColumn(),
+        console=to_stderr,
+        transient=True,
+    )
+    with bar:
+        task = bar.add_task("starting", total=1)
+
+        def told(what: str, done: int, known: int) -> None:
+            bar.update(task, description=what, completed=done, total=max(1, known))
+
+        yield told
+
+
 def _fail(message: str) -> typer.Exit:
-    to_stderr.print(f"[red]error:[/] {escape(message)}", highlight=False)
+    to_stderr.print(f"[red]error:[/] {escape(message)}", highlight=False, soft_wrap=True)
     return typer.Exit(2)
