@@ -275,6 +275,8 @@ def make_scheduler(
     policy: Policy, predictor: Predictor, lanes: Sequence[LaneInfo], specs: Sequence[ModelSpec]
 ) -> Scheduler:
     """A scheduler with a load meter of its own."""
+    if isinstance(predictor, FluidPredictor):
+        predictor.screens = not policy.plans_alone
     return Scheduler(policy=policy, predictor=predictor, load=OnlineLoadMeter(), lanes=lanes, specs=specs)
 
 

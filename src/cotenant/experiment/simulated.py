@@ -97,6 +97,18 @@ def oracle_predictor(device: SimulatedDevice, executor: Executor) -> Predicting:
     return TwinOracle(executor, device.specs, screen=SoloPredictor(device.profiles))
 
 
+def predictor_for(policy: Policy) -> PredictorFactory:
+    """The predictor that goes with a policy of this name."""
+    return unscreened_oracle if policy.name == "oracle" else default_predictor
+
+
+def unscreened_oracle(device: SimulatedDevice, executor: Executor) -> Predicting:
+    """As `oracle_predictor`, with spans alone for policies that plan with them."""
+    if not isinstance(executor, TwinDevice):
+        raise ValueError('policy "oracle" needs [device] kind = "twin"')
+    return TwinOracle(executor, device.specs)
+
+
 def device_of(scenario: Scenario, where: Places, noise: Noise | None = None) -> SimulatedDevice:
     """The device that a scenario asks for: a twin, measured now unless it was before (a second or so), or one
     with a stored or committed profile. Raises ConfigError."""
@@ -188,7 +200,7 @@ def run(
     clock = VirtualClock()
     timers = VirtualTimers(clock)
     executor = device.executor(device.n_lanes(scenario), timers, seed)
-    predictor = (predictor_factory or default_predictor)(device, executor)
+    predictor = (predictor_factory or predictor_for(policy))(device, executor)
     recorder = Recorder(executor.lanes)
     began = watch.now()
     simulation = Simulation(

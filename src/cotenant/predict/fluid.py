@@ -86,6 +86,8 @@ class FluidPredictor:
         self.handover = Handover()
         self.n_refused = 0
         self.screen = screen
+        self.screens = screen is not None
+        """Whether `solo` is what the screen says."""
         self._profiles = profiles
         self._levels: dict[str, float] = {}
         self._courses = self._new_courses()
@@ -107,7 +109,7 @@ class FluidPredictor:
         return int(self.features.of(variant).solo_ns)
 
     def solo(self, variant: Variant, at: int) -> tuple[int, ...]:
-        if self.screen is not None:
+        if self.screens and self.screen is not None:
             return self.screen.solo(variant, at)
         key = (self.version, at // 200_000_000)
         if key != self._solo_key:

@@ -24,6 +24,18 @@ class Policy(Protocol):
         """Queues in order of arrival, deadlines ignored: nothing expires while it waits."""
         ...
 
+    @property
+    def resumes(self) -> bool:
+        """Whether it says itself when suspended batches go on; else they do on the first idle lane, before
+        anything new starts."""
+        ...
+
+    @property
+    def plans_alone(self) -> bool:
+        """Whether `predictor.solo` is to mean the span with nobody beside it; else the span to plan with
+        whatever will run beside it."""
+        ...
+
     def admit(self, view: View, request: Request) -> Verdict:
         """Whether the request, which has just arrived, may wait."""
         ...

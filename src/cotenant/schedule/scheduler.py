@@ -45,10 +45,10 @@ from cotenant.domain import (
 )
 from cotenant.ports import LaneInfo, LoadMeter, Predictor
 from cotenant.schedule.overlap import overlap_begins, overlap_ends
-from cotenant.schedule.plan import Choice
+from cotenant.schedule.plan import Choice, Outlook, outlook
 from cotenant.schedule.policy import Policy
 from cotenant.schedule.queue import NEVER, due
-from cotenant.schedule.view import Flight, LaneState, View
+from cotenant.schedule.view import Flight, LaneState, Suspended, View
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,7 +84,6 @@ class Scheduler:
         self._wake_at: int | None = None
         self._where: dict[str, str] = {}
         self._draining: str | None = None
-        self._suspended: list[tuple[Dispatch, int]] = []
         self._actions: list[Action] = []
         for spec in specs:
             self.add_model(spec)
@@ -115,6 +114,7 @@ class Scheduler:
                 self._started(dispatch_id, started_at)
             case Progress(dispatch_id, segment, passed_at):
                 self._progressed(dispatch_id, segment, passed_at)
+                return self._finish()
             case Cancel(request_id, reason):
                 self._cancel(request_id, reason)
             case Device(change, lane):
@@ -227,13 +227,9 @@ class Scheduler:
         self.view.specs.pop(model, None)
         self.view.smallest.pop(model, None)
         queue = self.view.forget_queue(model)
-        still = [
-            (dispatch, segment) for dispatch, segment in self._suspended if dispatch.variant.model != model
-        ]
-        for dispatch, _ in self._suspended:
-            if dispatch.variant.model == model:
-                self._drop_suspended(dispatch, OutcomeKind.REJECTED, reason)
-        self._suspended = still
+        for suspended in [s for s in self.view.suspended if s.variant.model == model]:
+            self.view.suspended.remove(suspended)
+            self._drop_suspended(suspended.dispatch, OutcomeKind.REJECTED, reason)
         for request in list(queue or ()):
             self._settle(request, OutcomeKind.REJECTED, reason)
 
@@ -250,6 +246,7 @@ class Scheduler:
             lane.usable = False
             view.lanes_changed()
         view.flights_changed()
+        view.turn += 1
         if not lane.flights:
             view.load.freed(completion.lane, view.at)
         self._busy_changed()
@@ -277,7 +274,10 @@ class Scheduler:
     def _suspend(self, dispatch: Dispatch, segment: int) -> None:
         """Keep a preempted batch for later, unless its model has gone meanwhile."""
         if dispatch.variant.model in self.view.specs:
-            self._suspended.append((dispatch, segment))
+            dues = [due(request) for request in dispatch.requests]
+            due_at = min((at for at in dues if at >= self.view.at), default=min(dues))
+            job_class = min(request.job_class for request in dispatch.requests)
+            self.view.suspended.append(Suspended(dispatch, segment, due_at, job_class))
             return
         self._drop_suspended(dispatch, OutcomeKind.REJECTED, "not available: model is unloaded")
 
@@ -333,8 +333,10 @@ class Scheduler:
 
     def _plan(self) -> None:
         self._wake_at = None
-        self._resume()
-        while self.view.waiting():
+        self._drop_expired_suspended()
+        if not self.policy.resumes:
+            self._resume()
+        while self.view.waiting() or (self.policy.resumes and self.view.suspended):
             plan = self.policy.plan(self.view)
             for dispatch_id in plan.preempt:
                 self._preempt(dispatch_id)
@@ -356,41 +358,54 @@ class Scheduler:
 
     def _resume(self) -> None:
         """Suspended batches go on, from the boundary where they stopped, before anything new starts."""
-        while self._suspended:
+        while self.view.suspended:
             lane = next((lane for lane in self.view.apart() if lane.idle), None)
             if lane is None:
                 return
-            before, segment = self._suspended.pop(0)
-            if all(due(request) < self.view.at for request in before.requests):
+            self._go_on(Choice(resume=self.view.suspended[0], lane=lane.info.index, why="first in line"))
+
+    def _drop_expired_suspended(self) -> None:
+        """Batches that have stopped and of whose deadlines none is left are given up."""
+        view = self.view
+        for suspended in list(view.suspended):
+            if all(due(request) < view.at for request in suspended.dispatch.requests):
+                view.suspended.remove(suspended)
                 reason = "deadline passed: while it was suspended"
-                self._drop_suspended(before, OutcomeKind.EXPIRED, reason)
-                continue
-            snapshot = self.view.snapshot()
-            spec = self.view.specs[before.variant.model]
-            prediction = self._predict(before.variant, lane, spec, snapshot, segment)
-            self._n_dispatches += 1
-            resumed = structs.replace(
-                before,
-                id=self._n_dispatches,
-                lane=lane.info.index,
-                decided_at=self.view.at,
-                first_segment=segment,
-                resumes=before.id,
-                prediction=prediction,
-                snapshot=snapshot,
-                why="resumed at a segment boundary",
-            )
-            self._launch(resumed, lane)
+                self._drop_suspended(suspended.dispatch, OutcomeKind.EXPIRED, reason)
+
+    def _go_on(self, choice: Choice) -> None:
+        suspended = choice.resume
+        assert suspended is not None
+        self.view.suspended.remove(suspended)
+        snapshot = choice.snapshot or self.view.snapshot()
+        before, segment = suspended.dispatch, suspended.segment
+        lane = self.view.lanes[choice.lane]
+        prediction = self._predict(before.variant, lane, snapshot, choice.outlook, segment)
+        self._n_dispatches += 1
+        resumed = structs.replace(
+            before,
+            id=self._n_dispatches,
+            lane=choice.lane,
+            decided_at=self.view.at,
+            first_segment=segment,
+            resumes=before.id,
+            prediction=prediction,
+            snapshot=snapshot,
+            why=f"resumed at a segment boundary: {choice.why}",
+        )
+        self._launch(resumed, lane)
 
     def _dispatch(self, choice: Choice) -> None:
         view, offer = self.view, choice.offer
+        if offer is None:
+            self._go_on(choice)
+            return
         lane = view.lanes[choice.lane]
         for request in offer.requests:
             offer.queue.remove(request.id)
             self._where.pop(request.id, None)
         self._n_dispatches += 1
-        snapshot = view.snapshot()
-        spec = view.specs[offer.queue.model]
+        snapshot = choice.snapshot or view.snapshot()
         dispatch = Dispatch(
             id=self._n_dispatches,
             variant=offer.variant,
@@ -401,8 +416,8 @@ class Scheduler:
             decided_at=view.at,
             latest_start_at=None if offer.due_at >= NEVER else offer.latest_start_at,
             first_segment=0,
-            end_segment=spec.n_segments,
-            prediction=self._predict(offer.variant, lane, spec, snapshot),
+            end_segment=view.specs[offer.queue.model].n_segments,
+            prediction=self._predict(offer.variant, lane, snapshot, choice.outlook),
             snapshot=snapshot,
             why=choice.why,
         )
@@ -412,6 +427,7 @@ class Scheduler:
         view = self.view
         assert len(lane.flights) <= lane.info.depth, "the policy put a dispatch on a full lane"
         staged = bool(lane.flights)
+        dues = [due(request) for request in dispatch.requests]
         flight = Flight(
             dispatch=dispatch,
             started_at=None if staged else view.at,
@@ -420,7 +436,11 @@ class Scheduler:
             hang_at=NEVER if staged else view.at + self._hang_ns(dispatch),
             predictions=[dispatch.prediction],
             staged=staged,
+            dues=dues,
+            due_at=min(dues),
+            job_class=min(request.job_class for request in dispatch.requests),
         )
+        view.turn += 1
         lane.flights.append(flight)
         view.flights[dispatch.id] = flight
         view.flights_changed()
@@ -431,24 +451,32 @@ class Scheduler:
         self._actions.append(dispatch)
 
     def _predict(
-        self, variant: Variant, lane: LaneState, spec: ModelSpec, snapshot: Snapshot, first_segment: int = 0
+        self,
+        variant: Variant,
+        lane: LaneState,
+        snapshot: Snapshot,
+        found: Outlook | None,
+        first_segment: int = 0,
     ) -> Prediction:
+        """The prediction to issue, which also revises those of what is in flight; `found` where the policy
+        has asked already."""
         view = self.view
-        start_at = view.free_at(lane)
-        candidate = Candidate(
-            variant=variant, lane=lane.info.index, start_at=start_at, first_segment=first_segment
-        )
-        forecast = view.predictor.predict(snapshot, [candidate])
         n_in_flight = len(view.flights)
+        if found is None:
+            start_at = view.free_at(lane)
+            candidate = Candidate(
+                variant=variant, lane=lane.info.index, start_at=start_at, first_segment=first_segment
+            )
+            found = outlook(view.predictor.predict(snapshot, [candidate]), 0)
         if n_in_flight:
-            self._revise(forecast.in_flight_finish_at[0], forecast.version, n_in_flight)
+            self._revise(found.in_flight_finish_at, found.version, n_in_flight)
         return Prediction(
             issued_at=view.at,
-            finish_at=tuple(forecast.finish_at[0]),
-            slo_level=spec.slo_percentile,
-            version=forecast.version,
+            finish_at=tuple(found.finish_at),
+            slo_level=view.specs[variant.model].slo_percentile,
+            version=found.version,
             corunners=n_in_flight,
-            features=forecast.features[0] if forecast.features else (),
+            features=found.features,
         )
 
     def _revise(self, finish_at: Sequence[Sequence[int]], version: int, n_in_flight: int) -> None:

@@ -9,6 +9,7 @@ from cotenant.domain import (
     Axes,
     Dispatch,
     InFlight,
+    JobClass,
     ModelSpec,
     Observation,
     Overlap,
@@ -18,7 +19,7 @@ from cotenant.domain import (
     Variant,
 )
 from cotenant.ports import LaneInfo, LoadMeter, Predictor
-from cotenant.schedule.queue import DeadlineQueue
+from cotenant.schedule.queue import NEVER, DeadlineQueue
 
 
 @dataclass(slots=True, kw_only=True)
@@ -35,6 +36,12 @@ class Flight:
     staged: bool = False
     aborting: str | None = None
     preempting: bool = False
+    dues: Sequence[int] = ()
+    """Deadlines of its requests (ns) ..."""
+    due_at: int = NEVER
+    """... the earliest of them ..."""
+    job_class: JobClass = JobClass.BEST_EFFORT
+    """... and the most important class among them."""
 
     def snapshot(self) -> InFlight:
         """The flight as a predictor sees it."""
@@ -73,6 +80,22 @@ class Flight:
         )
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Suspended:
+    """A batch that was stopped before `segment` and waits to go on. `due_at`: the earliest deadline that it
+    can still meet (ns), `NEVER` when there is none; `job_class`: the most important one in it."""
+
+    dispatch: Dispatch
+    segment: int
+    due_at: int
+    job_class: JobClass
+
+    @property
+    def variant(self) -> Variant:
+        """What is to go on."""
+        return self.dispatch.variant
+
+
 @dataclass(slots=True)
 class LaneState:
     """A lane and the dispatches on it, the running one first."""
@@ -99,10 +122,13 @@ class View:
         self._waiting: tuple[DeadlineQueue, ...] | None = ()
         self.lanes = [LaneState(info) for info in lanes]
         self.flights: dict[int, Flight] = {}
+        self.suspended: list[Suspended] = []
         self.predictor = predictor
         self.load = load
         self.probes: set[str] = set()
         self.lateness_ns = 0
+        self.turn = 0
+        """Grows whenever something begins or ends on a lane."""
         self._apart: list[LaneState] | None = None
         self._snapshot: Snapshot | None = None
 

@@ -8,6 +8,7 @@ from cotenant.schedule.policies.deferred_edf import DeferredEdf
 from cotenant.schedule.policies.exclusive_edf import ExclusiveEdf
 from cotenant.schedule.policies.fcfs import Fcfs
 from cotenant.schedule.policies.k_edf import KEdf
+from cotenant.schedule.policies.ours import Ours
 from cotenant.schedule.policy import Policy
 
 POLICIES: dict[str, Callable[[], Policy]] = {
@@ -15,6 +16,10 @@ POLICIES: dict[str, Callable[[], Policy]] = {
     "exclusive_edf": ExclusiveEdf,
     "deferred_edf": DeferredEdf,
     "k_edf": KEdf,
+    "ours": Ours,
+    "oracle": lambda: Ours(name="oracle"),
+    "ours-no-overlap": lambda: Ours(name="ours-no-overlap", overlaps=False),
+    "ours-no-deferral": lambda: Ours(name="ours-no-deferral", defers=False),
     "deferred_edf-no-rejection": lambda: DeferredEdf(rejects=False, name="deferred_edf-no-rejection"),
 }
 """Name -> factory with the default settings. The last one measures saturated capacity."""

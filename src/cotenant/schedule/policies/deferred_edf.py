@@ -30,6 +30,8 @@ class DeferredEdf:
     rejects: bool = True
     name: str = "deferred_edf"
     fifo: bool = False
+    resumes: bool = False
+    plans_alone: bool = False
     _admission: Admission = field(default_factory=Admission)
     _slack: _Slack = field(default_factory=lambda: _Slack())
 

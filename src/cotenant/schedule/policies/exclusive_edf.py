@@ -20,6 +20,8 @@ class ExclusiveEdf:
 
     name: str = "exclusive_edf"
     fifo: bool = False
+    resumes: bool = False
+    plans_alone: bool = False
 
     def admit(self, view: View, request: Request) -> Verdict:
         """Refused only when it could not be served in time on an idle device."""

@@ -23,6 +23,8 @@ class Fcfs:
     k: int = 2
     name: str = "fcfs"
     fifo: bool = True
+    resumes: bool = False
+    plans_alone: bool = False
 
     def admit(self, view: View, request: Request) -> Verdict:
         """Everything may wait."""

@@ -22,6 +22,8 @@ class KEdf:
     margin: float = 1.3
     name: str = "k_edf"
     fifo: bool = False
+    resumes: bool = False
+    plans_alone: bool = False
 
     def admit(self, view: View, request: Request) -> Verdict:
         """Refused only when it could not be served in time on an idle device."""

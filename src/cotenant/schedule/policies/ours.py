@@ -1,0 +1,277 @@
+"""Overlap by prediction: what runs beside what, in which batches, decided dispatch by dispatch.
+
+How this works. The most urgent jobs (class, then deadline) are tried one after the other: "if it joined what
+is in flight now, when would everything end?". A job joins when no deadline is put at risk that waiting would
+have saved, and when overlap makes a larger share of its work free than waiting for a larger batch would; a
+job that waiting would make late joins for that reason alone, as long as it saves more deadlines than it
+costs. So the number of lanes in use follows from what the device can take. A protected dispatch in flight is
+never pushed past its upper quantile; best-effort work joins only where nobody notices, and is stopped at its
+next segment boundary when somebody does. Any dispatch with a later deadline can be stopped where that saves
+a more urgent job.
+Choose it where models leave parts of the device unused. With overlap off, what is left is deferred EDF with
+preemption. Fails where predictions are far off: then an exclusive policy is safer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+from msgspec import structs
+
+from cotenant.domain import NS_PER_MS, SLO_COLUMN, Candidate, JobClass, Request, Snapshot
+from cotenant.ports import Forecast
+from cotenant.schedule.admission import Verdict, admit_if_feasible_alone
+from cotenant.schedule.jobs import Job, next_jobs
+from cotenant.schedule.plan import Choice, Plan, outlook, wait_until
+from cotenant.schedule.queue import NEVER
+from cotenant.schedule.score import expected_met, overlap
+from cotenant.schedule.view import Flight, LaneState, View
+
+LOOKED_AT = 4
+"""Jobs that are tried per decision, the most urgent first."""
+LEAST_BENEFIT = 0.5
+"""Share of the smaller work that overlap must make free (0..1) for a job that could wait."""
+URGENT_BENEFIT = 0.1
+"""The same for a job that cannot wait."""
+LEAST_GAIN = 0.05
+"""Deadlines that a job which cannot wait must be expected to save, harm to others deducted."""
+NO_LOSS = -0.02
+"""Expected deadlines below which the loss of a job that could wait counts as one."""
+CARE = 2.0
+"""How many deadlines of a new job one of those in flight is worth: what follows may harm them again."""
+GAIN_BY_STOPPING = 0.3
+"""Deadlines that stopping a dispatch must be expected to save."""
+ISOLATION = 0.03
+"""By how much of what it has left best-effort work may delay a protected dispatch."""
+RETRY_NS = NS_PER_MS
+"""A job that was turned down is tried again after this time (ns), or when anything has begun or ended."""
+
+
+@dataclass(slots=True, kw_only=True)
+class Ours:
+    """`overlaps`: run beside what is in flight; `defers`: wait for larger batches; `stops`: stop dispatches
+    at segment boundaries; `meters`: count on the load meter's rates. Off for comparison."""
+
+    name: str = "ours"
+    overlaps: bool = True
+    defers: bool = True
+    stops: bool = True
+    meters: bool = True
+    fifo: bool = False
+    resumes: bool = True
+    plans_alone: bool = True
+    _turned_down: dict[int | str, tuple[int, int, int]] = field(default_factory=dict)
+
+    def admit(self, view: View, request: Request) -> Verdict:
+        """Refused when it could not be served in time even alone."""
+        return admit_if_feasible_alone(view, request)
+
+    def plan(self, view: View) -> Plan:
+        """One job to start beside what is in flight, or a dispatch to stop for one."""
+        jobs, gone = next_jobs(view, LOOKED_AT)
+        if gone:
+            return Plan(drop=gone)
+        if not jobs:
+            return Plan()
+        lane = freest_lane(view)
+        if not view.flights:
+            return Plan() if lane is None else self._alone(view, jobs, lane)
+        return self._beside(view, jobs, lane)
+
+    # --- nothing is in flight ---------------------------------------------------------------------------
+
+    def _alone(self, view: View, jobs: Sequence[Job], lane: LaneState) -> Plan:
+        """The most urgent job that is not worth holding back."""
+        wake_at = NEVER
+        for n, job in enumerate(jobs, start=1):
+            until = self._held_until(view, job, last=n == len(jobs))
+            if until is None:
+                return Plan(choice=_choice(job, lane, "nothing is in flight"))
+            wake_at = min(wake_at, until)
+        return Plan(wake_at=wake_at if wake_at < NEVER else None)
+
+    def _held_until(self, view: View, job: Job, *, last: bool) -> int | None:
+        if job.offer is None or not self.defers:
+            return None
+        return wait_until(view, job.offer, self._rate(view, job), lane_would_idle=last)
+
+    def _rate(self, view: View, job: Job) -> float:
+        """Rows per second that are expected of the job's model."""
+        found = view.load.estimate(view.at).models.get(job.variant.model) if self.meters else None
+        return found.rate_per_s if found else 0.0
+
+    # --- beside what is in flight -----------------------------------------------------------------------
+
+    def _beside(self, view: View, jobs: Sequence[Job], lane: LaneState | None) -> Plan:
+        tried = [job for job in jobs if not self._waits(view, job)] if self.overlaps or lane is None else jobs
+        if not tried:
+            return Plan(wake_at=_next_chance(view, jobs))
+        snapshot = view.snapshot()
+        candidates = []
+        if lane is not None and self.overlaps:
+            candidates = [
+                Candidate(
+                    variant=job.variant,
+                    lane=lane.info.index,
+                    start_at=view.at,
+                    first_segment=job.first_segment,
+                )
+                for job in tried
+            ]
+        forecast = view.predictor.predict(snapshot, candidates)
+        if lane is not None and candidates:
+            for index, job in enumerate(tried):
+                why = self._joins(view, job, forecast, index)
+                if why:
+                    choice = _choice(job, lane, why)
+                    return Plan(choice=replace(choice, outlook=outlook(forecast, index), snapshot=snapshot))
+        stopped = self._stop_for(view, tried, forecast, snapshot) if self.stops else ()
+        for job in tried:
+            self._turn_down(view, job)
+        return Plan(preempt=stopped, wake_at=_next_chance(view, jobs))
+
+    def _joins(self, view: View, job: Job, forecast: Forecast, index: int) -> str:
+        """Why the job should start now beside what is in flight; empty when it should not."""
+        at = view.at
+        before, after = forecast.baseline_finish_at, forecast.in_flight_finish_at[index]
+        finish_at = forecast.finish_at[index]
+        harm = 0.0
+        for flight, was, then in zip(view.flights.values(), before, after, strict=True):
+            if flight.job_class is JobClass.PROTECTED and _breaks(flight, was, then, at, job):
+                return ""
+            if flight.due_at < then[3]:
+                harm += expected_met(was, flight.dues) - expected_met(then, flight.dues)
+        done_at = max(row[0] for row in before)
+        gain = 0.0
+        if job.due_at < NEVER:
+            later = [done_at + job.median_ns] * 3 + [done_at + job.upper_ns]
+            gain = expected_met(finish_at, job.dues) - expected_met(later, job.dues)
+        worth = gain - CARE * harm
+        if worth < NO_LOSS:
+            return ""
+        found = overlap(
+            at, job.median_ns, [row[0] for row in before], [row[0] for row in after], finish_at[0]
+        )
+        if worth > LEAST_GAIN and found.benefit > URGENT_BENEFIT:
+            return f"cannot wait: {worth:+.2f} deadlines"
+        wait_ns = max(0, min(done_at, job.latest_start_at) - at)
+        if found.benefit > max(LEAST_BENEFIT, self._saved_by_waiting(view, job, wait_ns)):
+            return f"overlap: {found.benefit:.0%} free"
+        return ""
+
+    def _saved_by_waiting(self, view: View, job: Job, wait_ns: int) -> float:
+        """Share of the job's work that running it in a larger batch, `wait_ns` from now, would save."""
+        if job.offer is None or not self.defers:
+            return 0.0
+        spec = view.specs[job.variant.model]
+        joining = int(self._rate(view, job) * wait_ns / 1e9)
+        rows = min(spec.max_batch, max(job.rows + joining, job.offer.queue.rows))
+        larger = view.median(spec.bucket(rows, job.variant.axes))
+        return 1.0 - larger / rows * job.rows / job.median_ns
+
+    # --- stopping dispatches --------------------------------------------------------------------------------
+
+    def _stop_for(
+        self, view: View, jobs: Sequence[Job], forecast: Forecast, snapshot: Snapshot
+    ) -> Sequence[int]:
+        """Dispatches to stop at their next boundary for the sake of a job that cannot start now."""
+        flights = list(view.flights.values())
+        if any(flight.preempting for flight in flights):
+            return ()
+        best_effort = [
+            flight.dispatch.id
+            for flight in flights
+            if flight.job_class is JobClass.BEST_EFFORT and _boundaries_left(flight) > 0
+        ]
+        if best_effort and any(job.job_class is not JobClass.BEST_EFFORT for job in jobs):
+            return best_effort
+        done_at = max(row[0] for row in forecast.baseline_finish_at)
+        for job in jobs:
+            if job.stopped is None and job.latest_start_at < done_at:
+                found = self._stop_one(view, job, forecast, snapshot, done_at)
+                if found is not None:
+                    return [found]
+        return ()
+
+    def _stop_one(
+        self, view: View, job: Job, forecast: Forecast, snapshot: Snapshot, done_at: int
+    ) -> int | None:
+        """The dispatch with a later deadline that ends last, when stopping it saves more than it costs."""
+        flights = list(view.flights.values())
+        later = [
+            (row[0], index)
+            for index, (flight, row) in enumerate(zip(flights, forecast.baseline_finish_at, strict=True))
+            if flight.due_at > job.due_at and _boundaries_left(flight) > 1
+        ]
+        if not later:
+            return None
+        ends_at, index = max(later)
+        flight = flights[index]
+        boundary_at = view.at + view.median(flight.dispatch.variant) // flight.dispatch.end_segment
+        if ends_at <= boundary_at:
+            return None
+        others = tuple(f for f in snapshot.in_flight if f.dispatch_id != flight.dispatch.id)
+        candidate = Candidate(
+            variant=job.variant,
+            lane=flight.dispatch.lane,
+            start_at=boundary_at,
+            first_segment=job.first_segment,
+        )
+        then = view.predictor.predict(structs.replace(snapshot, in_flight=others), [candidate])
+        delay_ns = then.finish_at[0][0] - view.at
+        was = forecast.baseline_finish_at[index]
+        harm = expected_met(was, flight.dues) - expected_met([at + delay_ns for at in was], flight.dues)
+        missed = [done_at + job.median_ns] * 3 + [done_at + job.upper_ns]
+        gain = expected_met(then.finish_at[0], job.dues) - expected_met(missed, job.dues)
+        return flight.dispatch.id if gain - CARE * harm > GAIN_BY_STOPPING else None
+
+    # --- not asking twice ---------------------------------------------------------------------------
+
+    def _waits(self, view: View, job: Job) -> bool:
+        """Whether the job was turned down a moment ago and nothing has changed since."""
+        known = self._turned_down.get(_key(job))
+        return known is not None and known[:2] == _state(view, job) and view.at < known[2]
+
+    def _turn_down(self, view: View, job: Job) -> None:
+        retry_at = view.at + RETRY_NS
+        if view.at < job.latest_start_at < NEVER:
+            retry_at = max(retry_at, job.latest_start_at)
+        self._turned_down[_key(job)] = (*_state(view, job), retry_at)
+
+
+def freest_lane(view: View) -> LaneState | None:
+    """The idle lane whose compute units the fewest other lanes are using."""
+    idle = [lane for lane in view.lanes if lane.idle]
+    if len(idle) < 2:
+        return idle[0] if idle else None
+    busy = [set(lane.info.units) for lane in view.lanes if lane.flights]
+    return min(idle, key=lambda lane: sum(not units.isdisjoint(lane.info.units) for units in busy))
+
+
+def _breaks(flight: Flight, was: Sequence[int], then: Sequence[int], at: int, job: Job) -> bool:
+    """Whether a protected dispatch loses its promise, or is held up by best-effort work."""
+    if was[SLO_COLUMN] <= flight.due_at < then[SLO_COLUMN]:
+        return True
+    return job.job_class is JobClass.BEST_EFFORT and then[0] - was[0] > ISOLATION * (was[0] - at)
+
+
+def _boundaries_left(flight: Flight) -> int:
+    return flight.dispatch.end_segment - flight.segment - 1
+
+
+def _next_chance(view: View, jobs: Sequence[Job]) -> int | None:
+    """When the next of the jobs that wait becomes urgent."""
+    return min((job.latest_start_at for job in jobs if view.at < job.latest_start_at < NEVER), default=None)
+
+
+def _key(job: Job) -> int | str:
+    return job.variant.model if job.stopped is None else job.stopped.dispatch.id
+
+
+def _state(view: View, job: Job) -> tuple[int, int]:
+    return view.turn, 0 if job.offer is None else job.offer.queue.version
+
+
+def _choice(job: Job, lane: LaneState, why: str) -> Choice:
+    return Choice(lane=lane.info.index, why=why, offer=job.offer, resume=job.stopped)
