@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from queue import Empty, SimpleQueue
+from queue import Empty, Queue
 
 from cotenant.clock import Clock
 from cotenant.domain import NS_PER_S, Completion, Dispatch, Event, ModelSpec, Prediction, Snapshot, Variant
@@ -31,7 +31,9 @@ class LaneDriver:
         self.executor = executor
         self.clock = clock
         self._pump = pump
-        self._events: SimpleQueue[Event] = SimpleQueue()
+        # not a SimpleQueue: in CPython 3.11 its `get` with a short timeout can wait for ever when a put from
+        # another thread comes as the time runs out
+        self._events: Queue[Event] = Queue()
         self._n = 0
         self._running: dict[int, Variant] = {}
         executor.attach(self.post)

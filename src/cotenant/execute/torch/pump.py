@@ -17,7 +17,7 @@ import warnings
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from queue import Empty, SimpleQueue
+from queue import Empty, Queue
 from typing import Any
 
 import torch
@@ -55,7 +55,9 @@ class Pump:
         self._clock = clock
         self._new_stream = new_stream
         self._lanes = [Lane(i, new_stream(i)) for i in range(n_lanes)]
-        self._calls: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
+        # not a SimpleQueue: in CPython 3.11 its `get` with a short timeout can wait for ever when a put from
+        # another thread comes as the time runs out
+        self._calls: Queue[Callable[[], None] | None] = Queue()
         self._results: dict[int, Sequence[dict[str, Any]]] = {}
         self._kept: dict[int, tuple[TorchModel, Any]] = {}
         self._sink: Sink | None = None
