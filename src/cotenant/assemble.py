@@ -27,7 +27,7 @@ from cotenant.engine import Engine
 from cotenant.execute.model import example_inputs
 from cotenant.execute.onnx_model import inspect
 from cotenant.execute.onnx_session import without_paths
-from cotenant.ports import Executor, LaneInfo, Learner, Observer, Predictor
+from cotenant.ports import Executor, LaneInfo, Learner, Observer, Predictor, Screened
 from cotenant.predict.fluid import FluidConfig, FluidPredictor
 from cotenant.predict.pair_map import ReducedMap
 from cotenant.predict.solo import SoloConfig, SoloPredictor
@@ -275,7 +275,7 @@ def make_scheduler(
     policy: Policy, predictor: Predictor, lanes: Sequence[LaneInfo], specs: Sequence[ModelSpec]
 ) -> Scheduler:
     """A scheduler with a load meter of its own."""
-    if isinstance(predictor, FluidPredictor):
+    if isinstance(predictor, Screened):
         predictor.screens = not policy.plans_alone
     return Scheduler(policy=policy, predictor=predictor, load=OnlineLoadMeter(), lanes=lanes, specs=specs)
 

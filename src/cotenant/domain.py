@@ -202,22 +202,6 @@ class Prediction(Struct, frozen=True, kw_only=True, gc=False):
     corunners: int
     features: tuple[float, ...] = ()
 
-    def chance_by(self, deadline_at: int) -> float:
-        """Probability (0..1) that the dispatch has ended by `deadline_at`, by linear interpolation between
-        the quantiles; outside them the outermost level is extrapolated to 0 and 1 over one more width."""
-        points = sorted(zip((*LEVELS, self.slo_level), self.finish_at, strict=True))
-        median_at = points[0][1]
-        width = max(1, points[-1][1] - median_at)
-        previous_level, previous_at = 0.0, median_at - width
-        for level, at in points:
-            if deadline_at < at:
-                span = max(1, at - previous_at)
-                fraction = max(0.0, (deadline_at - previous_at) / span)
-                return previous_level + fraction * (level - previous_level)
-            previous_level, previous_at = level, at
-        tail = min(1.0, (deadline_at - previous_at) / width)
-        return previous_level + tail * (1.0 - previous_level)
-
 
 class Observation(Struct, frozen=True, kw_only=True):
     """The predictions issued for a dispatch joined with what was measured; `predictions[0]` was issued at

@@ -7,7 +7,7 @@ the one deciding thread, must not block, and must not mutate what it is given.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from msgspec import Struct
 
@@ -70,6 +70,14 @@ class Predictor(Protocol):
         """Finish of each candidate and of what is in flight; see `Forecast`. May be called with no
         candidates (then only `baseline_finish_at` is filled)."""
         ...
+
+
+@runtime_checkable
+class Screened(Protocol):
+    """A predictor that can answer `solo` with the span to plan with, whatever runs beside: `screens` says
+    whether it does."""
+
+    screens: bool
 
 
 class Learner(Protocol):

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cotenant.domain import Prediction
+from cotenant.domain import LEVELS
 from cotenant.schedule.queue import NEVER
 from cotenant.schedule.score import chance, expected_met, overlap
 from cotenant.schedule.skip import look_ahead
@@ -19,13 +20,14 @@ def test_a_later_deadline_is_never_less_likely_to_be_met(finish_at, instants):
     assert 0.0 <= chance(finish_at, early) <= chance(finish_at, late) <= 1.0
 
 
-@given(rows, st.integers(0, 2 * 10**9))
-def test_the_chance_is_that_of_the_prediction(finish_at, deadline_at):
-    # strictly ascending quantiles, the fifth the same level as the fourth
-    row = [at + i for i, at in enumerate(finish_at[:4])]
-    issued = Prediction(issued_at=0, finish_at=(*row, row[3]), slo_level=0.99, version=0, corunners=0)
-    if row[0] <= deadline_at < row[3]:
-        assert abs(chance(row, deadline_at) - issued.chance_by(deadline_at)) < 1e-9
+@given(st.lists(st.integers(10, 10**6), min_size=4, max_size=4))
+def test_the_chance_at_a_quantile_is_its_level_and_linear_between(widths):
+    row = [sum(widths[: i + 1]) for i in range(4)]
+    assert [chance(row, at) for at in row] == pytest.approx(LEVELS)
+    for i in range(3):
+        middle = (row[i] + row[i + 1]) // 2
+        share = (middle - row[i]) / (row[i + 1] - row[i])
+        assert chance(row, middle) == pytest.approx(LEVELS[i] + share * (LEVELS[i + 1] - LEVELS[i]))
 
 
 def test_work_without_a_deadline_counts_nothing():

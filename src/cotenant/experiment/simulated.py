@@ -99,14 +99,7 @@ def oracle_predictor(device: SimulatedDevice, executor: Executor) -> Predicting:
 
 def predictor_for(policy: Policy) -> PredictorFactory:
     """The predictor that goes with a policy of this name."""
-    return unscreened_oracle if policy.name == "oracle" else default_predictor
-
-
-def unscreened_oracle(device: SimulatedDevice, executor: Executor) -> Predicting:
-    """As `oracle_predictor`, with spans alone for policies that plan with them."""
-    if not isinstance(executor, TwinDevice):
-        raise ValueError('policy "oracle" needs [device] kind = "twin"')
-    return TwinOracle(executor, device.specs)
+    return oracle_predictor if policy.name == "oracle" else default_predictor
 
 
 def device_of(scenario: Scenario, where: Places, noise: Noise | None = None) -> SimulatedDevice:

@@ -37,6 +37,8 @@ what cannot be fitted must not wind up."""
 RESIDUAL, INNOVATION, SPREAD, PROGRESS = range(4)
 """What a learning step gives back: log(measured / predicted given the overlap), that clipped, its standard
 deviation, and the solo work (ns) that was predicted to be done in the time."""
+DONE, UNSEEN, ENTRIES = range(3)
+"""What an expectation gives: solo work (ns), the variance that features leave out, entries that counted."""
 Places = tuple[Array, Array, Array]
 """Where rows of pairs are: `index` (see `row_kernels.place`), the relation of any two lanes (the last row and
 column: unknown lanes), and room for pairs that are missing."""
@@ -55,25 +57,43 @@ def work_done(
 
     `gradient` (D) becomes d log span / d theta; `out`: the work, and the variance that features leave out.
     Returns how many pairs are missing; unless 0, nothing was done."""
+    crowd_slots, weight_slots = beliefs[7], beliefs[8]
+    return _expect(
+        at, begin, until, work, lane, first, who, times, n_first, n, tables, places, beliefs, bias, scale,
+        step, np.empty(2 * n, np.int64), np.empty(n), np.empty(crowd_slots.shape[0]),
+        np.empty(weight_slots.shape[0]), gradient, out,
+    )  # fmt: skip
+
+
+@njit(cache=True, fastmath=True)
+def _expect(
+    at: float, begin: float, until: float, work: int, lane: int, first: int, who: Array, times: Array,
+    n_first: int, n: int, tables: Tables, places: Places, beliefs: Beliefs, bias: float, scale: float,
+    step: float, rows: Array, shares: Array, crowd_shares: Array, weight_shares: Array, gradient: Array,
+    out: Array,
+) -> int:  # fmt: skip
+    """As `work_done`, and how much each term says of it: `rows` (2 n) of the pairs, `shares` (n) of theirs,
+    and those of the crowd's and the modulation's. `out`: also how many of the entries lie in the time."""
     phi, rest, slots, level, theta, row_notes, slot_notes, crowd_slots, weight_slots = beliefs
     index, relations, missing = places
     others, spans, wanted = np.empty(n, np.int64), np.empty((3, n)), np.empty((2 * n, 3), np.int64)
+    both, excess, slower = np.empty(2 * n), np.empty(n), np.empty(n)
     n = gather(work, lane, begin, until, who, times, n_first, n, relations, others, spans, wanted)
-    rows, both = np.empty(2 * n, np.int64), np.empty(2 * n)
-    n_missing = look_up(index, wanted[: 2 * n], rows, missing)
+    n_missing = look_up(index, wanted[: 2 * n], rows[: 2 * n], missing)
     if n_missing > 0:
         return int(n_missing)
-    evaluate(rows, phi, slots, level, theta, row_notes, slot_notes, bias, scale, at, step, both)
-    excess, slower, shares = np.empty(n), np.empty(n), np.empty(n)
-    part(both, n, excess, slower)
+    evaluate(
+        rows[: 2 * n], phi, slots, level, theta, row_notes, slot_notes, bias, scale, at, step, both[: 2 * n]
+    )
+    part(both[: 2 * n], n, excess[:n], slower[:n])
     weights = modulation(level, weight_slots, at)
     crowd = crowd_factors(level, crowd_slots, at)
-    out[0] = walk(
-        until - begin, work, first, pace(level, tables[4][work], at), n, others, spans, slower, excess,
-        crowd, weights, tables, True, shares, np.empty(crowd.shape[0]), np.empty(weights.shape[0]),
-        np.empty(2),
+    out[DONE] = walk(
+        until - begin, work, first, pace(level, tables[4][work], at), n, others, spans, slower[:n],
+        excess[:n], crowd, weights, tables, True, shares[:n], crowd_shares, weight_shares, np.empty(2),
     )  # fmt: skip
-    out[1] = _add_up(rows, n, shares, scale, phi, rest, gradient)
+    out[UNSEEN] = _add_up(rows, n, shares, scale, phi, rest, gradient)
+    out[ENTRIES] = n
     return 0
 
 
@@ -105,34 +125,25 @@ def learn(
     it each with a variance of its own (decoupled: Puskorius & Feldkamp 1991). `noise`: variance of log
     spans; innovations are clipped at `clip` standard deviations. `out`: see the columns above. Returns how
     many pairs are missing; unless 0, nothing was done."""
-    phi, rest, slots, level, theta, row_notes, slot_notes, crowd_slots, weight_slots = beliefs
-    index, relations, missing = places
-    others, spans, wanted = np.empty(n, np.int64), np.empty((3, n)), np.empty((2 * n, 3), np.int64)
-    n = gather(work, lane, begin, until, who, times, n_first, n, relations, others, spans, wanted)
-    rows, both = np.empty(2 * n, np.int64), np.empty(2 * n)
-    n_missing = look_up(index, wanted[: 2 * n], rows, missing)
+    _, _, slots, level, theta, _, slot_notes, crowd_slots, weight_slots = beliefs
+    rows, shares = np.empty(2 * n, np.int64), np.empty(n)
+    crowd_shares, weight_shares = np.empty(crowd_slots.shape[0]), np.empty(weight_slots.shape[0])
+    h, q, expected = np.empty(theta.shape[0]), np.zeros(theta.shape[0]), np.empty(3)
+    n_missing = _expect(
+        at, begin, until, work, lane, first, who, times, n_first, n, tables, places, beliefs, bias, scale,
+        step, rows, shares, crowd_shares, weight_shares, h, expected,
+    )  # fmt: skip
     if n_missing > 0:
         return int(n_missing)
-    evaluate(rows, phi, slots, level, theta, row_notes, slot_notes, bias, scale, at, step, both)
-    own = tables[4][work]
-    excess, slower, shares = np.empty(n), np.empty(n), np.empty(n)
-    part(both, n, excess, slower)
-    weights = modulation(level, weight_slots, at)
-    crowd = crowd_factors(level, crowd_slots, at)
-    crowd_shares, weight_shares = np.empty(crowd.shape[0]), np.empty(weights.shape[0])
-    done = walk(
-        until - begin, work, first, pace(level, own, at), n, others, spans, slower, excess, crowd, weights,
-        tables, True, shares, crowd_shares, weight_shares, np.empty(2),
-    )  # fmt: skip
+    own, n = tables[4][work], int(expected[ENTRIES])
+    done, unseen = expected[DONE], expected[UNSEEN]
     residual = math.log(done / done_work)
-    h, q = np.empty(theta.shape[0]), np.zeros(theta.shape[0])
-    unseen = _add_up(rows, n, shares, scale, phi, rest, h)
     seen = _seen(root, h, q) if n > 0 else 0.0
-    most = own.shape[0] + crowd.shape[0] + weights.shape[0] + n * slots.shape[1]
+    most = own.shape[0] + crowd_slots.shape[0] + weight_slots.shape[0] + n * slots.shape[1]
     terms, parts = np.empty(most, np.int64), np.zeros(most)
     n_terms = _collect(
-        own, crowd_slots, crowd_shares, weight_slots, weight_shares, rows, slots, shares, slot_notes, step,
-        terms, parts,
+        own, crowd_slots, crowd_shares, weight_slots, weight_shares, rows, slots, shares[:n], slot_notes,
+        step, terms, parts,
     )  # fmt: skip
     spread = seen / memory + unseen + noise
     for k in range(n_terms):

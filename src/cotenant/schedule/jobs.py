@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from cotenant.domain import JobClass, Request, Variant
-from cotenant.schedule.plan import Offer, best_offer, hopeless
-from cotenant.schedule.queue import NEVER, DeadlineQueue, due
+from cotenant.schedule.plan import Offer, best_offer, hopeless, latest_start
+from cotenant.schedule.queue import DeadlineQueue, due
 from cotenant.schedule.skip import worth_skipping
 from cotenant.schedule.view import Suspended, View
 
@@ -32,7 +32,7 @@ class Job:
     @property
     def latest_start_at(self) -> int:
         """Instant by which it must start to meet its earliest deadline at the upper quantile."""
-        return self.due_at - self.upper_ns if self.due_at < NEVER else NEVER
+        return latest_start(self.due_at, self.upper_ns)
 
 
 def job_of_offer(offer: Offer) -> Job:

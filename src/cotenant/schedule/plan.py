@@ -21,6 +21,11 @@ PAYS = 0.95
 its lane for everyone else, which a batch that saves nothing (common on CPUs) is not worth."""
 
 
+def latest_start(due_at: int, upper_ns: int) -> int:
+    """Instant (ns) by which work of span `upper_ns` must start to end by `due_at`."""
+    return due_at - upper_ns if due_at < NEVER else NEVER
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Offer:
     """The batch that a queue could run now. `latest_start_at` = earliest deadline - upper span."""
@@ -36,7 +41,7 @@ class Offer:
     @property
     def latest_start_at(self) -> int:
         """Instant by which the batch must start to meet its earliest deadline at the upper quantile."""
-        return self.due_at - self.upper_ns if self.due_at < NEVER else NEVER
+        return latest_start(self.due_at, self.upper_ns)
 
     @property
     def complete(self) -> bool:

@@ -245,8 +245,7 @@ class Scheduler:
         if completion.lane_lost:
             lane.usable = False
             view.lanes_changed()
-        view.flights_changed()
-        view.turn += 1
+        view.turned()
         if not lane.flights:
             view.load.freed(completion.lane, view.at)
         self._busy_changed()
@@ -440,10 +439,9 @@ class Scheduler:
             due_at=min(dues),
             job_class=min(request.job_class for request in dispatch.requests),
         )
-        view.turn += 1
         lane.flights.append(flight)
         view.flights[dispatch.id] = flight
-        view.flights_changed()
+        view.turned()
         if not staged:
             overlap_begins(flight, view.flights.values(), view.at)
         view.load.dispatched(dispatch.variant, -1 if staged else lane.info.index, view.at)

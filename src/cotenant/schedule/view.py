@@ -205,6 +205,11 @@ class View:
             known = self._snapshot = Snapshot(at=self.at, in_flight=flights, load=load)
         return known
 
+    def turned(self) -> None:
+        """Something began or ended on a lane."""
+        self.turn += 1
+        self.flights_changed()
+
     def flights_changed(self) -> None:
         """Something in flight began, went on or ended."""
         self._snapshot = None

@@ -15,7 +15,7 @@ preemption. Fails where predictions are far off: then an exclusive policy is saf
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from msgspec import structs
 
@@ -23,7 +23,7 @@ from cotenant.domain import NS_PER_MS, SLO_COLUMN, Candidate, JobClass, Request,
 from cotenant.ports import Forecast
 from cotenant.schedule.admission import Verdict, admit_if_feasible_alone
 from cotenant.schedule.jobs import Job, next_jobs
-from cotenant.schedule.plan import Choice, Plan, outlook, wait_until
+from cotenant.schedule.plan import Choice, Outlook, Plan, outlook, wait_until
 from cotenant.schedule.queue import NEVER
 from cotenant.schedule.score import expected_met, overlap
 from cotenant.schedule.view import Flight, LaneState, View
@@ -51,17 +51,18 @@ RETRY_NS = NS_PER_MS
 @dataclass(slots=True, kw_only=True)
 class Ours:
     """`overlaps`: run beside what is in flight; `defers`: wait for larger batches; `stops`: stop dispatches
-    at segment boundaries; `meters`: count on the load meter's rates. Off for comparison."""
+    at segment boundaries. Off for comparison."""
 
     name: str = "ours"
     overlaps: bool = True
     defers: bool = True
     stops: bool = True
-    meters: bool = True
     fifo: bool = False
     resumes: bool = True
     plans_alone: bool = True
-    _turned_down: dict[int | str, tuple[int, int, int]] = field(default_factory=dict)
+    _turned_down: dict[int | str, tuple[int, int]] = field(default_factory=dict)
+    """Jobs turned down since something last began or ended: version of the queue, and when to try again."""
+    _turn: int = -1
 
     def admit(self, view: View, request: Request) -> Verdict:
         """Refused when it could not be served in time even alone."""
@@ -98,7 +99,7 @@ class Ours:
 
     def _rate(self, view: View, job: Job) -> float:
         """Rows per second that are expected of the job's model."""
-        found = view.load.estimate(view.at).models.get(job.variant.model) if self.meters else None
+        found = view.load.estimate(view.at).models.get(job.variant.model)
         return found.rate_per_s if found else 0.0
 
     # --- beside what is in flight -----------------------------------------------------------------------
@@ -124,8 +125,7 @@ class Ours:
             for index, job in enumerate(tried):
                 why = self._joins(view, job, forecast, index)
                 if why:
-                    choice = _choice(job, lane, why)
-                    return Plan(choice=replace(choice, outlook=outlook(forecast, index), snapshot=snapshot))
+                    return Plan(choice=_choice(job, lane, why, outlook(forecast, index), snapshot))
         stopped = self._stop_for(view, tried, forecast, snapshot) if self.stops else ()
         for job in tried:
             self._turn_down(view, job)
@@ -145,8 +145,7 @@ class Ours:
         done_at = max(row[0] for row in before)
         gain = 0.0
         if job.due_at < NEVER:
-            later = [done_at + job.median_ns] * 3 + [done_at + job.upper_ns]
-            gain = expected_met(finish_at, job.dues) - expected_met(later, job.dues)
+            gain = expected_met(finish_at, job.dues) - expected_met(_alone_from(done_at, job), job.dues)
         worth = gain - CARE * harm
         if worth < NO_LOSS:
             return ""
@@ -222,22 +221,24 @@ class Ours:
         delay_ns = then.finish_at[0][0] - view.at
         was = forecast.baseline_finish_at[index]
         harm = expected_met(was, flight.dues) - expected_met([at + delay_ns for at in was], flight.dues)
-        missed = [done_at + job.median_ns] * 3 + [done_at + job.upper_ns]
-        gain = expected_met(then.finish_at[0], job.dues) - expected_met(missed, job.dues)
+        gain = expected_met(then.finish_at[0], job.dues) - expected_met(_alone_from(done_at, job), job.dues)
         return flight.dispatch.id if gain - CARE * harm > GAIN_BY_STOPPING else None
 
     # --- not asking twice ---------------------------------------------------------------------------
 
     def _waits(self, view: View, job: Job) -> bool:
         """Whether the job was turned down a moment ago and nothing has changed since."""
-        known = self._turned_down.get(_key(job))
-        return known is not None and known[:2] == _state(view, job) and view.at < known[2]
+        if view.turn != self._turn:
+            self._turn = view.turn
+            self._turned_down.clear()
+        version, retry_at = self._turned_down.get(_key(job), (-1, 0))
+        return version == _version(job) and view.at < retry_at
 
     def _turn_down(self, view: View, job: Job) -> None:
         retry_at = view.at + RETRY_NS
         if view.at < job.latest_start_at < NEVER:
             retry_at = max(retry_at, job.latest_start_at)
-        self._turned_down[_key(job)] = (*_state(view, job), retry_at)
+        self._turned_down[_key(job)] = (_version(job), retry_at)
 
 
 def freest_lane(view: View) -> LaneState | None:
@@ -269,9 +270,22 @@ def _key(job: Job) -> int | str:
     return job.variant.model if job.stopped is None else job.stopped.dispatch.id
 
 
-def _state(view: View, job: Job) -> tuple[int, int]:
-    return view.turn, 0 if job.offer is None else job.offer.queue.version
+def _version(job: Job) -> int:
+    return 0 if job.offer is None else job.offer.queue.version
 
 
-def _choice(job: Job, lane: LaneState, why: str) -> Choice:
-    return Choice(lane=lane.info.index, why=why, offer=job.offer, resume=job.stopped)
+def _alone_from(at: int, job: Job) -> list[int]:
+    """Quantiles of the job's end (ns) when it runs alone from `at` on."""
+    return [at + job.median_ns] * 3 + [at + job.upper_ns]
+
+
+def _choice(
+    job: Job,
+    lane: LaneState,
+    why: str,
+    found: Outlook | None = None,
+    snapshot: Snapshot | None = None,
+) -> Choice:
+    return Choice(
+        lane=lane.info.index, why=why, offer=job.offer, resume=job.stopped, outlook=found, snapshot=snapshot
+    )

@@ -58,6 +58,8 @@ class TwinOracle:
         screen: SoloPredictor | None = None,
     ) -> None:
         self._device, self._margins, self._screen = device, margins, screen
+        self.screens = screen is not None
+        """Whether `solo` is what the screen says."""
         self._levels: dict[str, float] = {}
         self._sigma = device.noise.run_sigma + 0.1 * device.noise.kernel_sigma
         self._calibrator = Calibrator()
@@ -72,7 +74,7 @@ class TwinOracle:
     # --- Predictor ------------------------------------------------------------------------------------
 
     def solo(self, variant: Variant, at: int) -> Sequence[int]:
-        if self._screen is not None:
+        if self.screens and self._screen is not None:
             return self._screen.solo(variant, at)
         span = HANDOVER_NS + self.prior(variant)
         return [int(span * math.exp(offset)) for offset in self._noise(variant.model)]
