@@ -11,6 +11,7 @@ from cotenant.predict.fluid import FluidPredictor
 from cotenant.predict.pair_map import ReducedMap
 from cotenant.predict.zoo import ZOO
 from cotenant.predict.zoo.oracle import Oracle
+from cotenant.predict.zoo.static_linear import StaticLinear
 from cotenant.testing.predictor_checks import CHECKS, PredictorChecks, case_with_own_units
 
 NEEDS_SKLEARN = ("gaussian-process", "boosting")
@@ -18,6 +19,9 @@ NEEDS_SKLEARN = ("gaussian-process", "boosting")
 
 def fluid(features, lanes):
     return FluidPredictor(features, ReducedMap(features).begin(), lanes=lanes)
+
+
+MAKERS = {"fluid": fluid, "static_linear": StaticLinear, **ZOO}
 
 
 def named(name: str):
@@ -29,26 +33,26 @@ def named(name: str):
 def checks(name: str) -> PredictorChecks:
     if name.startswith(NEEDS_SKLEARN):
         pytest.importorskip("sklearn")
-    if name == "fluid":
-        return PredictorChecks(fluid)
     if name == "oracle":
         truth = simulate_coruns(SimulatedConfig(n_workloads=5, n_runs=2)).truth
         return PredictorChecks(lambda features, lanes: Oracle(features, lanes, truth))
-    return PredictorChecks(ZOO[name], expects_joiners=name.startswith("boosting-online"))
+    return PredictorChecks(MAKERS[name], expects_joiners=name.startswith("boosting-online"))
 
 
 @pytest.mark.parametrize("check", CHECKS)
-@pytest.mark.parametrize("name", ["fluid", "oracle", *map(named, ZOO)])
+@pytest.mark.parametrize("name", ["fluid", "static_linear", "oracle", *map(named, ZOO)])
 def test_predictor(name, check):
     getattr(checks(name), check)()
 
 
 @cache
 def on_own_units(name: str) -> PredictorChecks:
-    return PredictorChecks(fluid if name == "fluid" else ZOO[name], case=case_with_own_units())
+    return PredictorChecks(MAKERS[name], case=case_with_own_units())
 
 
 @pytest.mark.parametrize("check", CHECKS)
-@pytest.mark.parametrize("name", ["fluid", "linear-rls", "igniter-fluid", "log-additive-rls-fluid"])
+@pytest.mark.parametrize(
+    "name", ["fluid", "static_linear", "linear-rls", "igniter-fluid", "log-additive-rls-fluid"]
+)
 def test_predictor_on_lanes_with_units_of_their_own(name, check):
     getattr(on_own_units(name), check)()

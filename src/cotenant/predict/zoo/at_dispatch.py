@@ -29,7 +29,7 @@ class AtDispatch(Wrapped):
             spans = self._spans(snapshot, candidate)
             offsets = self.margins.offsets(candidate.variant.model, n, at)
             finish_at.append(finish(at, spans[n], offsets))
-            others.append(self._in_flight(snapshot, spans[:n]))
+            others.append(self._in_flight(snapshot, spans[:n], n_joining=1))
             features.append((spans[n],))
         return Forecast(
             finish_at=finish_at,
@@ -60,7 +60,8 @@ class AtDispatch(Wrapped):
                 work = _rest(victim.segments, run.segment) * victim.solo_ns
                 span = until.get(run.lane, 0.0) + work * slowdown
             else:
-                span = victim.solo_ns * slowdown - (at - run.started_at)
+                first = run.segment if run.boundary_at is None else 0
+                span = _rest(victim.segments, first) * victim.solo_ns * slowdown - (at - run.started_at)
                 span = max(span, LEAST_LEFT * victim.solo_ns)
             if run.lane >= 0:
                 until[run.lane] = span

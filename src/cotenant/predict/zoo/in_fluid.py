@@ -50,7 +50,7 @@ class InFluid(Wrapped):
             offsets = self.margins.offsets(candidate.variant.model, n, at)
             span = spans[n] + self.margins.handover_ns(at)
             finish_at.append(finish(at, span, offsets))
-            others.append(self._in_flight(snapshot, spans[:n]))
+            others.append(self._in_flight(snapshot, spans[:n], n_joining=1))
             features.append((span,))
         return Forecast(
             finish_at=finish_at,
@@ -75,9 +75,10 @@ class InFluid(Wrapped):
         if flight.started_at is None:
             k, pieces = self._from(victim, flight.segment)
             return Course(pieces=pieces, first=k, after=after)
-        begin, first = flight.started_at, 0
-        if flight.boundary_at is not None and flight.end_segment == len(victim.segments):
-            begin, first = flight.boundary_at, flight.segment
+        begin, first = flight.started_at, flight.segment
+        if flight.boundary_at is not None:
+            known = flight.end_segment == len(victim.segments)
+            begin, first = (flight.boundary_at, flight.segment) if known else (flight.started_at, 0)
         k, pieces = self._from(victim, first)
         done = self._done((victim, k), pieces, flight.lane, flight.overlaps, begin, at)
         while len(pieces) > 1 and done >= pieces[0]:

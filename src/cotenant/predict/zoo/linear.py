@@ -43,10 +43,11 @@ SMOOTHINGS = (1.0, 0.8, 0.6, 0.4, 0.2, 0.1)
 
 
 class Utilisation:
-    """The regressors: own utilisation, the co-runners' summed, 1 (2 n + 1 numbers)."""
+    """The regressors: own utilisation, the co-runners' summed, 1 (2 n + 1 numbers). `everything`: of all
+    resources, not only those that the published model looks at."""
 
-    def __init__(self, table: FeatureTable) -> None:
-        self._columns = contended(table)
+    def __init__(self, table: FeatureTable, *, everything: bool = False) -> None:
+        self._columns = list(range(len(table.resources))) if everything else contended(table)
         self.n_own = len(self._columns)
         self.n = 2 * self.n_own + 1
 
@@ -76,14 +77,17 @@ def least_squares(x: Array, y: Array, *, relative: bool) -> Array:
 
 
 class Linear:
-    """Implements `SlowdownModel`. `relative`: fitted on relative errors; None: whichever is better."""
+    """Implements `SlowdownModel`. `relative`: fitted on relative errors; None: whichever is better.
+    `everything`: see `Utilisation`."""
 
     refit_every = 0
     window = 2000
 
-    def __init__(self, table: FeatureTable, relative: bool | None = None) -> None:
-        self._table, self._relative = table, relative
-        self.inputs = Utilisation(table)
+    def __init__(
+        self, table: FeatureTable, relative: bool | None = None, *, everything: bool = False
+    ) -> None:
+        self._table, self._relative, self._everything = table, relative, everything
+        self.inputs = Utilisation(table, everything=everything)
         self.weights = np.zeros(self.inputs.n)
         self.weights[-1] = 1.0
 
@@ -98,7 +102,9 @@ class Linear:
             return
         relative = self._relative
         if relative is None:
-            relative = best(lambda one: Linear(self._table, one), (False, True), rows)
+            relative = best(
+                lambda one: Linear(self._table, one, everything=self._everything), (False, True), rows
+            )
         x = np.array([self.inputs(row.victim, row.others) for row in beside])
         self.weights = least_squares(x, slowdowns_of(beside), relative=relative)
 

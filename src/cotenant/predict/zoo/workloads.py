@@ -50,6 +50,10 @@ class Workloads:
             self._known[key] = found
         return found
 
+    def forget(self, model: str) -> None:
+        """What was handed out of a model that was loaded anew holds no more."""
+        self._known = {key: entry for key, entry in self._known.items() if key[0].model != model}
+
     def key_of(self, workload: WorkloadFeatures) -> Key:
         """The key of what `at` handed out."""
         return workload.variant, workload.share, workload.demand[-1] if self._apart else 0.0

@@ -105,9 +105,9 @@ class Wrapped:
             found = self._cache[key] = self._model.slowdown(victim, [(other, 1.0) for other in others])
         return found
 
-    def _in_flight(self, snapshot: Snapshot, spans: Sequence[float]) -> list[list[int]]:
+    def _in_flight(self, snapshot: Snapshot, spans: Sequence[float], n_joining: int = 0) -> list[list[int]]:
         """Quantiles of the finish of what is in flight, from medians (ns from now)."""
-        at, n_beside = snapshot.at, len(snapshot.in_flight) - 1
+        at, n_beside = snapshot.at, len(snapshot.in_flight) - 1 + n_joining
         return [
             remaining(
                 at, span, at - flight.decided_at, self.margins.offsets(flight.variant.model, n_beside, at)
