@@ -30,7 +30,7 @@ import numpy as np
 
 import prediction_cost
 from common import Row, arguments, finish, note, table
-from cotenant.assemble import make_predictor, make_scheduler
+from cotenant.assemble import make_scheduler
 from cotenant.clock import VirtualClock, thread_cpu_ns
 from cotenant.domain import LEVELS, Candidate, Observation, Outcome, Variant
 from cotenant.drive import Drive
@@ -44,6 +44,7 @@ from cotenant.predict.estimator import Estimator
 from cotenant.predict.fluid import FluidPredictor
 from cotenant.predict.pair_map import ReducedMap
 from cotenant.predict.solo import SoloPredictor
+from cotenant.predictors import make_fluid
 from cotenant.profile.features import FeatureTable, WorkloadFeatures
 from cotenant.profile.records import StoredProfiles
 from cotenant.schedule import scheduler as scheduler_module
@@ -204,7 +205,7 @@ class Run:
         names = [spec.name for spec in specs]
         rng = np.random.default_rng(7)
         slowdown = {(a, b): float(1.0 + 0.1 * rng.random()) for a in names for b in names}
-        self.predictor = make_predictor(profiles, features(profiles, 3), lanes)
+        self.predictor = make_fluid(profiles, features(profiles, 3), lanes)
         self.kept = Kept()
         learned: Learned = self.predictor
         self.checkpointer = Checkpointer(learned, StateFile(_path(folder), "device"), timers)

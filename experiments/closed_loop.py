@@ -35,7 +35,7 @@ from typing import Any
 
 import numpy as np
 
-from cotenant.assemble import Prepared, describe_device, predictor_of, prepare
+from cotenant.assemble import Prepared, describe_device, prepare
 from cotenant.catalogue import places
 from cotenant.config import Scenario, load_scenario
 from cotenant.domain import NS_PER_S, JobClass, Outcome, OutcomeKind
@@ -43,6 +43,7 @@ from cotenant.experiment.live import live_capacity, run_live
 from cotenant.experiment.recorder import Recorder
 from cotenant.experiment.report import versions
 from cotenant.predict.fluid import FluidConfig
+from cotenant.predictors import make_fluid
 
 HERE = Path(__file__).resolve().parent
 OFFERED = 0.7
@@ -120,7 +121,8 @@ def run(prepared: Prepared, scenario: Scenario, capacity: float, share: float, l
     """The load once, with a predictor that knows nothing yet."""
     phase_s = scenario.load.duration_s / PHASES
     recorder = Recorder(prepared.executor.lanes)
-    predictor = predictor_of(prepared, FluidConfig(learns=learns))
+    config = FluidConfig(learns=learns)
+    predictor = make_fluid(prepared.profiles, prepared.features, prepared.executor.lanes, config)
     others_s = used_by_others_s()
     with neighbour(share, after_s=phase_s, seconds=3 * phase_s):
         report = asyncio.run(

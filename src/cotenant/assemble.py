@@ -28,15 +28,13 @@ from cotenant.execute.model import example_inputs
 from cotenant.execute.onnx_model import inspect
 from cotenant.execute.onnx_session import without_paths
 from cotenant.ports import Executor, LaneInfo, Learner, Observer, Predictor, Screened
-from cotenant.predict.fluid import FluidConfig, FluidPredictor
-from cotenant.predict.pair_map import ReducedMap
-from cotenant.predict.solo import SoloConfig, SoloPredictor
-from cotenant.predict.warm_up import warm_up
+from cotenant.predictors import Measured, Served, make_load_meter, make_predictor, unfitted
 from cotenant.profile.demand import feature_table
 from cotenant.profile.drive_lanes import LaneDriver, MeasureError
 from cotenant.profile.export import ScenarioProfile, load_profile, scenario_profile
 from cotenant.profile.features import FeatureTable
 from cotenant.profile.measure import Budget, Step, Subject, measure_solo
+from cotenant.profile.pairs import CoRuns, Pair, coruns_of_pairs
 from cotenant.profile.probe import Inside, known_features
 from cotenant.profile.records import (
     DeviceFingerprint,
@@ -52,7 +50,6 @@ from cotenant.schedule.policies import make_policy
 from cotenant.schedule.policy import Policy
 from cotenant.schedule.scheduler import Scheduler
 from cotenant.telemetry.event_log import EventLog, Header
-from cotenant.workload.characterise import OnlineLoadMeter
 
 Progress = Callable[[str, int, int], None]
 """Told (what is being done, steps done, steps in all)."""
@@ -64,7 +61,8 @@ def no_progress(what: str, done: int, total: int) -> None:
 
 @dataclass(slots=True, kw_only=True)
 class Prepared:
-    """A device with its models loaded and profiled."""
+    """A device with its models loaded and profiled. `pairs`, `overhead_ns` (turnaround of a lane): what
+    `cotenant profile --corun` measured, none and 0 before."""
 
     scenario: Scenario
     executor: Executor
@@ -74,6 +72,8 @@ class Prepared:
     profiles: StoredProfiles
     features: FeatureTable = field(default_factory=FeatureTable)
     insides: dict[str, Inside | None] = field(default_factory=dict)
+    pairs: Sequence[PairRecord] = ()
+    overhead_ns: int = 0
     failed: dict[str, str] = field(default_factory=dict)
 
     @property
@@ -173,7 +173,7 @@ def subjects_of(prepared: Prepared) -> list[Subject]:
 
 def know_features(prepared: Prepared, where: Places) -> None:
     """Take the features of the loaded models: what `cotenant profile` measured and stored, else what the
-    graphs tell, else solo times alone. Runs nothing."""
+    graphs tell, else solo times alone; and what it measured of them in pairs. Runs nothing."""
     with ProfileStore(where.profiles) as store:
         records = [
             record
@@ -183,6 +183,8 @@ def know_features(prepared: Prepared, where: Places) -> None:
             )
         ]
         table = feature_table(records, store.get_rates(prepared.device))
+        prepared.pairs = store.pairs(prepared.sources, prepared.device)
+        prepared.overhead_ns = store.overhead(prepared.device) or 0
     for record in prepared.profiles.records:
         profile = record.profile
         if profile.variant.model in prepared.metadata and not table.has(profile.variant, profile.share):
@@ -244,47 +246,51 @@ def _stored_profile(scenario: Scenario, where: Places) -> ScenarioProfile | None
     return scenario_profile(device, specs, records, pairs, overhead_ns)
 
 
-def make_predictor(
-    profiles: StoredProfiles,
-    features: FeatureTable,
-    lanes: Sequence[LaneInfo],
-    config: FluidConfig | None = None,
-) -> FluidPredictor:
-    """The predictor that the server runs, nothing learned yet. Raises nothing for what was not measured: it
-    is known by its solo profile."""
-    config = config or FluidConfig()
-    warm_up()
-    predictor = FluidPredictor(
-        features,
-        ReducedMap(features).begin(),
-        profiles=profiles,
-        screen=SoloPredictor(profiles, SoloConfig(learns=config.learns)),
-        lanes=lanes,
-        config=config,
+def measured(prepared: Prepared) -> Measured:
+    """What was measured of the prepared device, for the predictor of a policy."""
+    return Measured(
+        profiles=prepared.profiles,
+        features=prepared.features,
+        lanes=prepared.executor.lanes,
+        coruns=lambda: _stored_coruns(prepared),
     )
-    predictor.get_ready()
-    return predictor
 
 
-def predictor_of(prepared: Prepared, config: FluidConfig | None = None) -> FluidPredictor:
-    """A predictor for the prepared device, nothing learned yet."""
-    return make_predictor(prepared.profiles, prepared.features, prepared.executor.lanes, config)
+def _stored_coruns(prepared: Prepared) -> CoRuns:
+    """The pairs that `cotenant profile --corun` measured on this device. Raises ConfigError where there are
+    none."""
+    pairs = [Pair(pair.victim, pair.aggressor, pair.ratio) for pair in prepared.pairs]
+    if not pairs and len(prepared.executor.lanes) > 1:
+        path = prepared.scenario.path
+        raise ConfigError(
+            f"{path}: a predictor that is fitted before the run needs models measured beside each other on "
+            f"this device; run `cotenant profile {path.name} --corun` first"
+        )
+    return coruns_of_pairs(pairs, prepared.features, prepared.overhead_ns)
+
+
+def predictor_of(prepared: Prepared, policy: str | Policy = "default") -> Served:
+    """The predictor that goes with the policy, for the prepared device, nothing learned yet. Raises
+    ConfigError for one that this device cannot have."""
+    chosen = make_policy(policy) if isinstance(policy, str) else policy
+    return make_predictor(chosen, measured(prepared))
 
 
 def make_scheduler(
     policy: Policy, predictor: Predictor, lanes: Sequence[LaneInfo], specs: Sequence[ModelSpec]
 ) -> Scheduler:
-    """A scheduler with a load meter of its own."""
+    """A scheduler with a load meter of its own, if the policy goes with one."""
     if isinstance(predictor, Screened):
         predictor.screens = not policy.plans_alone
-    return Scheduler(policy=policy, predictor=predictor, load=OnlineLoadMeter(), lanes=lanes, specs=specs)
+    load = make_load_meter(policy)
+    return Scheduler(policy=policy, predictor=predictor, load=load, lanes=lanes, specs=specs)
 
 
 def make_engine(
     prepared: Prepared,
     policy: str | Policy = "default",
     *,
-    predictor: FluidPredictor | None = None,
+    predictor: Served | None = None,
     clock: Clock | None = None,
     observers: Sequence[Observer] = (),
     log_path: Path | None = None,
@@ -292,7 +298,7 @@ def make_engine(
     """An engine on the prepared device, with a predictor that may have learned already. Nothing runs before
     its `start`."""
     chosen = make_policy(policy) if isinstance(policy, str) else policy
-    predictor = predictor or predictor_of(prepared)
+    predictor = predictor or predictor_of(prepared, chosen)
     scheduler = make_scheduler(chosen, predictor, prepared.executor.lanes, prepared.specs)
     log: Log | None = None
     if log_path is not None:
@@ -310,7 +316,7 @@ def make_engine(
     return engine
 
 
-def log_header(prepared: Prepared, policy: Policy, predictor: FluidPredictor) -> Header:
+def log_header(prepared: Prepared, policy: Policy, predictor: Served) -> Header:
     """What a replay of the run needs."""
     variants = [variant for spec in prepared.specs for variant in spec.variants()]
     return Header(
@@ -333,9 +339,10 @@ def from_header(header: Header) -> tuple[Scheduler, Learner]:
     features = FeatureTable(header.resources, header.statics)
     for entry in header.features:
         features.add(entry)
-    predictor = make_predictor(profiles, features, header.lanes)
+    policy = make_policy(header.policy)
+    predictor = unfitted(policy, profiles, features, header.lanes)
     predictor.restore(header.learned)
-    return make_scheduler(make_policy(header.policy), predictor, header.lanes, header.specs), predictor
+    return make_scheduler(policy, predictor, header.lanes, header.specs), predictor
 
 
 def describe_device(device: DeviceFingerprint) -> Mapping[str, object]:

@@ -72,13 +72,13 @@ def serve(
     from cotenant.experiment.coruns import recorded_live
     from cotenant.host import HostConfig
     from cotenant.host import serve as host_serve
-    from cotenant.learned import checkpointed
+    from cotenant.learned import kept
     from cotenant.schedule.policies import make_policy
 
     if grpc_port is not None:
         raise _fail("--grpc-port: gRPC is not part of this version; use HTTP")
     with _clear_errors():
-        make_policy(policy)
+        chosen = make_policy(policy)
         where = places(store)
         scenario = _config(source, slo_ms)
         with _progress() as told:
@@ -88,12 +88,17 @@ def serve(
         log_path = where.store / "logs" / "events.log" if scenario.server.event_log else None
         config = HostConfig(host=host, http_port=http_port, policy=policy, log_path=log_path)
         base = record or where.coruns / "live" / scenario.path.stem
-        predictor, learned = predictor_of(prepared), where.learned(scenario.path)
+        learned = where.learned(scenario.path)
+        try:
+            predictor = predictor_of(prepared, chosen)
+        except ConfigError:
+            prepared.executor.close()
+            raise
         with (
             recorded_live(prepared, base, record_mb, _warn) as recorders,
-            checkpointed(prepared, predictor, learned, _note) as checkpointer,
+            kept(prepared, chosen, predictor, learned, _note) as keepers,
         ):
-            _run_loop(host_serve(prepared, config, _say_ready, [*recorders, checkpointer], predictor))
+            _run_loop(host_serve(prepared, config, _say_ready, [*recorders, *keepers], predictor))
 
 
 @app.command()

@@ -14,7 +14,7 @@ from cotenant.clock import MonotonicClock
 from cotenant.engine_client import EngineClient
 from cotenant.local_link import LocalLink
 from cotenant.ports import Observer
-from cotenant.predict.fluid import FluidPredictor
+from cotenant.predictors import Served
 from cotenant.serve.http import ServeConfig, make_app
 from cotenant.serve.server import serve_http
 from cotenant.telemetry.metrics import Metrics
@@ -39,7 +39,7 @@ async def serve(
     config: HostConfig,
     on_ready: Callable[[str], None],
     observers: Sequence[Observer] = (),
-    predictor: FluidPredictor | None = None,
+    predictor: Served | None = None,
 ) -> None:
     """Serve until SIGTERM or SIGINT, then drain and return. `on_ready(url)` is called once, when requests
     are accepted. `predictor`: one that may have learned already."""

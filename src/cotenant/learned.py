@@ -11,7 +11,10 @@ from cotenant.assemble import Prepared
 from cotenant.clock import MonotonicClock, wall_time_s
 from cotenant.domain import NS_PER_S
 from cotenant.engine import LoopTimers
+from cotenant.ports import Observer
 from cotenant.predict.solo import DECAY_STEP_NS
+from cotenant.predictors import Served, parts_of
+from cotenant.schedule.policy import Policy
 from cotenant.telemetry.checkpoint import Checkpointer, Learned
 from cotenant.telemetry.state_file import StateFile, Stored
 
@@ -80,3 +83,16 @@ def checkpointed(
         yield checkpointer
     finally:
         checkpointer.close()
+
+
+@contextmanager
+def kept(
+    prepared: Prepared, policy: Policy, predictor: Served, path: Path, tell: Callable[[str], None]
+) -> Iterator[list[Observer]]:
+    """`checkpointed`, as observers. A policy that goes without some part of the predictor begins anew, and
+    what is kept at `path` stays as it is: no observers."""
+    if not parts_of(policy).whole:
+        yield []
+        return
+    with checkpointed(prepared, predictor, path, tell) as checkpointer:
+        yield [checkpointer]

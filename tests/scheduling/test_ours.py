@@ -8,7 +8,9 @@ import pytest
 
 from cotenant.catalogue import places
 from cotenant.config import load_scenario
+from cotenant.experiment.policies_summary import HONEST, SIMPLE
 from cotenant.experiment.simulated import device_of, simulate
+from cotenant.schedule.policies import POLICIES
 
 HEADLINE = Path(__file__).parents[2] / "examples" / "headline.toml"
 
@@ -42,7 +44,16 @@ def test_the_same_seed_decides_the_same(headline):
 
 def test_every_request_ends_once_whatever_is_switched_off(headline):
     scenario, device = headline
-    for policy in ("ours-no-overlap", "ours-no-deferral"):
+    for policy in (name for name in POLICIES if name.startswith("ours-")):
         report = simulate(scenario, device, policy, scale=1.5)
         ended = sum(report[key] for key in ("ok", "late", "rejected", "expired", "cancelled", "failed"))
         assert report["offered"] == ended > 0
+
+
+def test_the_static_policy_is_a_fair_opponent_and_predicts_worse(headline):
+    scenario, device = headline
+    static = simulate(scenario, device, "static_linear", scale=1.0)
+    simple = [simulate(scenario, device, name, scale=1.0) for name in SIMPLE]
+    assert static["goodput_per_s"] >= HONEST * max(report["goodput_per_s"] for report in simple)
+    ours = simulate(scenario, device, "ours", scale=1.0)
+    assert static["prediction"]["mape"] > ours["prediction"]["mape"]

@@ -21,9 +21,9 @@ from cotenant.experiment.load import arrivals
 from cotenant.experiment.recorder import Recorder
 from cotenant.experiment.report import RunFacts, build_report
 from cotenant.experiment.simulated import policy_settings
-from cotenant.learned import checkpointed
+from cotenant.learned import kept
 from cotenant.ports import Observer, Tensors
-from cotenant.predict.fluid import FluidPredictor
+from cotenant.predictors import Served
 from cotenant.schedule.policies import make_policy
 from cotenant.schedule.policies.deferred_edf import DeferredEdf
 from cotenant.schedule.policy import Policy
@@ -127,7 +127,7 @@ async def run_live(
     log_path: Path | None = None,
     observers: Sequence[Observer] = (),
     progress: Callable[[int, int], None] | None = None,
-    predictor: FluidPredictor | None = None,
+    predictor: Served | None = None,
     learned: Path | None = None,
 ) -> dict[str, Any]:
     """Offer the scenario's load to an engine on this event loop; returns the run report.
@@ -135,19 +135,19 @@ async def run_live(
     The engine is new, the prepared device is used as it is and stays usable afterwards. What the predictor
     learns is kept at `learned`, where there is one, after what was kept there before was restored; the
     report's `config` says so."""
-    predictor = predictor or predictor_of(prepared)
+    chosen = make_policy(policy) if isinstance(policy, str) else policy
+    predictor = predictor or predictor_of(prepared, chosen)
     if learned is not None:
         said: list[str] = []
-        with checkpointed(prepared, predictor, learned, said.append) as checkpointer:
+        with kept(prepared, chosen, predictor, learned, said.append) as keepers:
             report = await run_live(
                 prepared, scenario, policy, scale=scale, seed=seed, capacity_per_s=capacity_per_s,
-                drain_s=drain_s, log_path=log_path, observers=[*observers, checkpointer], progress=progress,
+                drain_s=drain_s, log_path=log_path, observers=[*observers, *keepers], progress=progress,
                 predictor=predictor,
             )  # fmt: skip
         report["config"]["learned"] = said
         return report
     seed = scenario.load.seed if seed is None else seed
-    chosen = make_policy(policy) if isinstance(policy, str) else policy
     clock = MonotonicClock()
     recorder = Recorder(prepared.executor.lanes)
     engine = make_engine(

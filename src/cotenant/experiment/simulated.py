@@ -1,7 +1,8 @@
 """One simulated run of a scenario, with the same report as a live one.
 
 A `SimulatedDevice` is a CPU made of a measured profile, or a twin whose profile was measured through its own
-executor. Which predictor goes with the policy is the caller's choice: `predictor_factory`.
+executor. Which predictor goes with the policy `cotenant.predictors` says, unless the caller has
+one: `predictor_factory`.
 """
 
 from __future__ import annotations
@@ -9,11 +10,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import repeat
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
-from cotenant.assemble import describe_device, make_predictor, make_scheduler, simulation_profile
+from cotenant.assemble import describe_device, make_scheduler, simulation_profile
 from cotenant.catalogue import Places, solo_ns, with_slo
 from cotenant.clock import MonotonicClock, VirtualClock
 from cotenant.config import Scenario
@@ -23,12 +24,15 @@ from cotenant.experiment.arrival_files import NO_DEADLINE, Offered
 from cotenant.experiment.load import load_config, offer
 from cotenant.experiment.recorder import Recorder
 from cotenant.experiment.report import RunFacts, build_report
+from cotenant.experiment.twin_coruns import twin_coruns
 from cotenant.experiment.twin_models import DEFAULT_LANES, twin_models
 from cotenant.experiment.twin_profile import feature_table, profile_of, twin_fingerprint
-from cotenant.ports import Executor, Learner, Predictor, Timers
+from cotenant.ports import Executor, Timers
 from cotenant.predict.solo import SoloPredictor
+from cotenant.predictors import Kind, Measured, Predicting, make_predictor, make_solo, parts_of
 from cotenant.profile.export import ScenarioProfile
 from cotenant.profile.features import FeatureTable
+from cotenant.profile.pairs import CoRuns, coruns_of_pairs
 from cotenant.profile.records import DeviceFingerprint, StoredProfiles
 from cotenant.schedule.policies import make_policy
 from cotenant.schedule.policy import Policy
@@ -56,6 +60,8 @@ class SimulatedDevice:
     truth: CpuTruth | TwinTruth
     profiles: StoredProfiles
     specs: tuple[ModelSpec, ...]
+    coruns: Callable[[], CoRuns]
+    """What was measured of models beside each other; measures now what was not."""
     features: FeatureTable = field(default_factory=FeatureTable)
 
     def with_specs(self, specs: Sequence[ModelSpec]) -> SimulatedDevice:
@@ -74,19 +80,8 @@ class SimulatedDevice:
         return SimulatedCpu(self.truth, lane_layout(n_lanes, self.fingerprint.n_units), timers, seed)
 
 
-class Predicting(Predictor, Learner, Protocol):
-    """Both halves of a predictor."""
-
-
 PredictorFactory = Callable[[SimulatedDevice, Executor], Predicting]
 """Makes the predictor of a run, nothing learned yet, for the executor that the run is about to use."""
-
-
-def default_predictor(device: SimulatedDevice, executor: Executor) -> Predicting:
-    """What the server runs where there are features to run it on; else solo times, learned."""
-    if isinstance(device.truth, TwinTruth):
-        return make_predictor(device.profiles, device.features, executor.lanes)
-    return SoloPredictor(device.profiles)
 
 
 def oracle_predictor(device: SimulatedDevice, executor: Executor) -> Predicting:
@@ -98,8 +93,26 @@ def oracle_predictor(device: SimulatedDevice, executor: Executor) -> Predicting:
 
 
 def predictor_for(policy: Policy) -> PredictorFactory:
-    """The predictor that goes with a policy of this name."""
-    return oracle_predictor if policy.name == "oracle" else default_predictor
+    """The predictor that goes with the policy. Where a device has no features, solo times, learned, stand in
+    for what the server runs."""
+
+    def make(device: SimulatedDevice, executor: Executor) -> Predicting:
+        kind = parts_of(policy).kind
+        if kind is Kind.ORACLE:
+            return oracle_predictor(device, executor)
+        if kind is Kind.FLUID and not len(device.features):
+            return make_solo(policy, device.profiles)
+        return make_predictor(
+            policy,
+            Measured(
+                profiles=device.profiles,
+                features=device.features,
+                lanes=executor.lanes,
+                coruns=device.coruns,
+            ),
+        )
+
+    return make
 
 
 def device_of(scenario: Scenario, where: Places, noise: Noise | None = None) -> SimulatedDevice:
@@ -116,8 +129,20 @@ def simulated_device(scenario: Scenario, profile: ScenarioProfile) -> SimulatedD
     specs = tuple(with_slo(reader.spec(model.name), model, reader) for model in scenario.models)
     truth = CpuTruth(samples=reader.samples(), slowdown=profile.slowdown(), overhead_ns=profile.overhead_ns)
     return SimulatedDevice(
-        fingerprint=profile.device, truth=truth, profiles=profile.profiles(specs), specs=specs
+        fingerprint=profile.device,
+        truth=truth,
+        profiles=profile.profiles(specs),
+        specs=specs,
+        coruns=lambda: _committed_coruns(profile, reader),
     )
+
+
+def _committed_coruns(profile: ScenarioProfile, reader: StoredProfiles) -> CoRuns:
+    """What the pairs of a profile say."""
+    solo = FeatureTable()
+    for record in reader.records:
+        solo.add(solo.bare(record.profile.variant, float(record.profile.median_ns), record.profile.share))
+    return coruns_of_pairs(profile.ratios(), solo, profile.overhead_ns)
 
 
 def twin_device(scenario: Scenario, where: Places, noise: Noise | None = None) -> SimulatedDevice:
@@ -125,6 +150,7 @@ def twin_device(scenario: Scenario, where: Places, noise: Noise | None = None) -
     models, noise = twin_models(scenario), noise or Noise()
     folder = where.store / "twins"
     found = [one for spec in models.specs for one in profile_of(spec, models.programs, noise, folder)]
+    features = feature_table(found)
     reader = StoredProfiles(models.specs, [one.solo for one in found])
     specs = tuple(
         with_slo(spec, model, reader) for spec, model in zip(models.specs, scenario.models, strict=True)
@@ -134,7 +160,8 @@ def twin_device(scenario: Scenario, where: Places, noise: Noise | None = None) -
         truth=TwinTruth(programs=models.programs, noise=noise),
         profiles=StoredProfiles(specs, reader.records),
         specs=specs,
-        features=feature_table(found),
+        features=features,
+        coruns=lambda: twin_coruns(models.specs, models.programs, noise, features, folder),
     )
 
 

@@ -16,6 +16,7 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import astuple
 from pathlib import Path
+from typing import TypeVar
 
 import msgspec
 import numpy as np
@@ -98,19 +99,19 @@ def feature_table(profiles: Sequence[VariantProfile]) -> FeatureTable:
 def profile_of(spec: ModelSpec, programs: Programs, noise: Noise, folder: Path) -> tuple[VariantProfile, ...]:
     """The profile of a model's variants, kept in `folder`, else measured, which takes a second or less.
     `programs` has them already. Raises OSError when the folder cannot be used."""
-    source = _digest(spec, programs, noise)
+    source = digest(spec, programs, noise)
     path = folder / f"{source[:32]}.json"
-    found = _kept(path)
+    found = kept(path, _DECODER)
     if found is None:
         found = measure(spec, programs, noise, source)
-        _keep(path, found)
+        keep(path, found)
     return tuple(_renamed(profile, spec.name) for profile in found)
 
 
 # --- keeping --------------------------------------------------------------------------------------
 
 
-def _digest(spec: ModelSpec, programs: Programs, noise: Noise) -> str:
+def digest(spec: ModelSpec, programs: Programs, noise: Noise) -> str:
     """Of everything that the measurement depends on, but not the model's name."""
     table, _ = programs.tables()
     told = hashlib.sha256()
@@ -125,20 +126,23 @@ def _digest(spec: ModelSpec, programs: Programs, noise: Noise) -> str:
     return told.hexdigest()
 
 
-def _kept(path: Path) -> tuple[VariantProfile, ...] | None:
+T = TypeVar("T")
+
+
+def kept(path: Path, decoder: msgspec.json.Decoder[T]) -> T | None:
     """None where there is nothing, or nothing that can be read: it is measured again then."""
     try:
-        return _DECODER.decode(path.read_bytes())
+        return decoder.decode(path.read_bytes())
     except (FileNotFoundError, msgspec.MsgspecError):
         return None
 
 
-def _keep(path: Path, profiles: Sequence[VariantProfile]) -> None:
+def keep(path: Path, found: object) -> None:
     """Whole or not at all: several processes may measure at once."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.stem}-", delete=False) as file:
         try:
-            file.write(msgspec.json.encode(profiles))
+            file.write(msgspec.json.encode(found))
             file.close()
             os.replace(file.name, path)
         except BaseException:

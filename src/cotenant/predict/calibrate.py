@@ -54,6 +54,7 @@ from cotenant.predict.calibrate_kernels import (
     N_COLUMNS,
     N_LEVELS,
     N_SETTINGS,
+    SIGMA,
     WIDENED,
     WIDENED_AT,
     Floats,
@@ -158,6 +159,11 @@ class Calibrator:
             )
         self._levels[n], self._settings[n] = self._prior(sigma, slo_level)
         self._lay_paths(model)
+        self._cached.clear()
+
+    def believe(self, sigma: float) -> None:
+        """Take this spread (log) for that of every declared model's profile."""
+        self._settings[:, SIGMA] = min(MAX_SIGMA, max(MIN_SIGMA, sigma))
         self._cached.clear()
 
     def index(self, model: str) -> int:

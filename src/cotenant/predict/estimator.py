@@ -234,6 +234,12 @@ class Estimator:
         """Factor on the solo span of a workload, whatever runs beside it."""
         return float(compiled_pace(self.terms.level, known.own, float(at)))
 
+    @property
+    def spread(self) -> float:
+        """Standard deviation (log) that a run is believed to have around what is expected of it, given who
+        was beside it."""
+        return math.sqrt(self.noise)
+
     def step(self) -> float:
         """The number of a compiled step: within one, what pairs and terms say is computed once."""
         self._n_steps += 1

@@ -57,6 +57,9 @@ class FluidConfig:
     """Learn from completions."""
     joiners: bool = True
     """Count on likely joiners."""
+    conformal: bool = True
+    """Hold upper quantiles to what was missed; else they are those of a normal with the spread that the
+    estimator believes in."""
     estimator: EstimatorConfig = field(default_factory=EstimatorConfig)
     """How the slowdowns are learned."""
 
@@ -187,6 +190,8 @@ class FluidPredictor:
                 pass
         self._levels[model] = level
         self.calibrator.declare(model, min(LARGEST_SIGMA, max(LEAST_SIGMA, sigma)), level)
+        if not self.config.conformal:
+            self.calibrator.believe(self.estimator.spread)
 
     # --- Learner --------------------------------------------------------------------------------------
 
@@ -209,10 +214,13 @@ class FluidPredictor:
         )  # fmt: skip
         if not observation.staged:
             self.handover.learn(observation.started_at - observation.decided_at, at)
-        if not preempted(observation) and observation.predictions:
+        if not self.config.conformal:
+            self.calibrator.believe(self.estimator.spread)
+        elif not preempted(observation) and observation.predictions:
             self._calibrate(observation, observation.predictions[0])
         if self.drift.learn(model, residual):
-            self.calibrator.widen(at, model)
+            if self.config.conformal:
+                self.calibrator.widen(at, model)
             self.estimator.loosen(model)
         return self.version
 
@@ -254,6 +262,8 @@ class FluidPredictor:
         """See the port. `moved_ns` is added to every instant in it: for a clock that has begun anew. Moved by
         whole steps of `DECAY_STEP_NS`, it predicts so much later exactly what it predicted before."""
         fluid_state.decode(self, state, moved_ns)
+        if not self.config.conformal:
+            self.calibrator.believe(self.estimator.spread)
         self._solo.clear()
 
 

@@ -137,6 +137,8 @@ class SoloConfig:
     """Seconds without observations after which half of what was learned is forgotten."""
     learns: bool = True
     """Off: profile times only (for comparison)."""
+    calibrates: bool = True
+    """Off: upper quantiles keep the profile's spread around the corrected median (for comparison)."""
 
 
 @dataclass(slots=True)
@@ -313,7 +315,8 @@ class SoloPredictor:
         expected = self._expected_log_ratio(variant, observation.decided_at)
         log_ratio = math.log(span / prior_ns)
         of_model = state.models.setdefault(variant.model, Correction(learned_at=at))
-        self._score(variant.model, of_model, at, log_ratio - expected)
+        if self.config.calibrates:
+            self._score(variant.model, of_model, at, log_ratio - expected)
         if not observation.staged:
             self._score_handover(at, observation.started_at - observation.decided_at)
         memory = self.config.memory

@@ -9,6 +9,7 @@ import msgspec
 from msgspec import Struct
 
 from cotenant.domain import ModelSpec, SoloProfile
+from cotenant.profile.pairs import Pair
 from cotenant.profile.records import (
     DeviceFingerprint,
     PairRecord,
@@ -73,6 +74,17 @@ class ScenarioProfile(Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     def profiles(self, specs: Sequence[ModelSpec] | None = None) -> StoredProfiles:
         """A reader over the records; `specs` (of the scenario at hand) replace the recorded ones."""
         return StoredProfiles(specs or [model.spec for model in self.models], self.records())
+
+    def ratios(self) -> list[Pair]:
+        """The pairs as they were measured, under the names of this file."""
+        return [
+            Pair(
+                variant_of(pair.victim, pair.victim_shape),
+                variant_of(pair.aggressor, pair.aggressor_shape),
+                pair.ratio,
+            )
+            for pair in self.pairs
+        ]
 
     def slowdown(self) -> Mapping[tuple[str, str], float]:
         """(victim, aggressor) by model name -> factor, at least 1.0: less is noise."""

@@ -19,7 +19,6 @@ from cotenant.domain import (
     Dispatch,
     Event,
     JobClass,
-    LoadEstimate,
     Maintain,
     MaintenanceDone,
     ModelSpec,
@@ -39,6 +38,7 @@ from cotenant.ports import LaneInfo
 from cotenant.predict.solo import SoloPredictor
 from cotenant.schedule.policies import make_policy
 from cotenant.schedule.scheduler import Scheduler
+from cotenant.workload.no_load import NoLoad
 
 
 class TableProfiles:
@@ -60,21 +60,6 @@ class TableProfiles:
             return self._renewed[variant]
         median = int(self._solo_ms[variant.model] * NS_PER_MS * (1 + self._per_row * (variant.rows - 1)))
         return SoloProfile(variant=variant, share=1.0, median_ns=median, spread_ns=median // 20, n_samples=30)
-
-
-class NoLoad:
-    """A load meter that knows nothing."""
-
-    def arrived(self, request: Request) -> None: ...
-
-    def dispatched(self, variant: Variant, lane: int, at: int) -> None: ...
-
-    def freed(self, lane: int, at: int) -> None: ...
-
-    def lanes_busy(self, n_busy: int, n_lanes: int, at: int) -> None: ...
-
-    def estimate(self, at: int) -> LoadEstimate:
-        return LoadEstimate(models={}, refill=0.0, busy=0.0)
 
 
 class Chaos:

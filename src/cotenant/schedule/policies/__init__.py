@@ -17,12 +17,17 @@ POLICIES: dict[str, Callable[[], Policy]] = {
     "deferred_edf": DeferredEdf,
     "k_edf": KEdf,
     "ours": Ours,
+    "static_linear": lambda: Ours(name="static_linear"),
     "oracle": lambda: Ours(name="oracle"),
     "ours-no-overlap": lambda: Ours(name="ours-no-overlap", overlaps=False),
     "ours-no-deferral": lambda: Ours(name="ours-no-deferral", defers=False),
+    "ours-no-learning": lambda: Ours(name="ours-no-learning"),
+    "ours-no-load-meter": lambda: Ours(name="ours-no-load-meter"),
+    "ours-no-conformal": lambda: Ours(name="ours-no-conformal"),
     "deferred_edf-no-rejection": lambda: DeferredEdf(rejects=False, name="deferred_edf-no-rejection"),
 }
-"""Name -> factory with the default settings. The last one measures saturated capacity."""
+"""Name -> factory with the default settings. The last one measures saturated capacity. Several plan alike and
+differ in what goes with them by name: predictor, learning, load meter (`cotenant.predictors`)."""
 
 DEFAULT = "deferred_edf"
 """What `default`, the policy that the server ships with, resolves to."""
