@@ -21,7 +21,7 @@ from cotenant.catalogue import places
 from cotenant.cli import app
 from cotenant.config import load_scenario
 from cotenant.experiment.policies_plots import spread
-from cotenant.experiment.policies_setup import known_policies
+from cotenant.experiment.policies_setup import known_policies, usual_policies
 from cotenant.experiment.policies_summary import summarise
 from cotenant.experiment.workers import (
     Choice,
@@ -224,8 +224,10 @@ def test_a_shortened_scenario_keeps_its_phases(scenario: Path) -> None:
     assert half.phases[0].overrides["vit_tiny"] == {"rate_per_s": 3.0}
 
 
-def test_policies_are_the_usual_ones_unless_named() -> None:
-    assert known_policies(())[:4] == ("fcfs", "exclusive_edf", "deferred_edf", "k_edf")
+def test_policies_are_the_usual_ones_that_the_device_can_run_unless_named(scenario: Path) -> None:
+    on_cpu = ("fcfs", "exclusive_edf", "deferred_edf", "k_edf", "static_linear", "ours")
+    assert usual_policies(load_scenario(scenario)) == on_cpu
+    assert usual_policies(load_scenario(EXAMPLES / "headline.toml")) == (*on_cpu, "oracle")
     assert known_policies(("k_edf", "default", "k_edf")) == ("k_edf", "default")
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -21,7 +21,7 @@ from cotenant.experiment.workers import Choice, Run, StudyError, World, perform
 from cotenant.schedule.policies import POLICIES, make_policy
 
 USUAL = (*SIMPLE, STATIC, "ours", ORACLE)
-"""Studied unless told otherwise, as far as they exist."""
+"""Studied unless told otherwise, those that the device can run."""
 LOAD = 0.8
 """Where searches start: this share of the saturated capacity."""
 FEWEST_REQUESTS = 300
@@ -36,7 +36,8 @@ MOST_SEEDS = 1000
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StudyConfig:
-    """What to study. `scales` empty: chosen. Raises ValueError that names the flag."""
+    """What to study. `policies` empty: the usual ones; `scales` empty: chosen. Raises ValueError that names
+    the flag."""
 
     policies: tuple[str, ...]
     n_seeds: int = 3
@@ -54,8 +55,8 @@ class StudyConfig:
 
 
 def known_policies(names: Sequence[str]) -> tuple[str, ...]:
-    """The policies named, each once; none named: the usual ones that exist. Raises ValueError that names the
-    unknown one and the nearest known one."""
+    """The policies named, each once. Raises ValueError that names the unknown one and the nearest known
+    one."""
     known = ["default", *POLICIES]
     for name in names:
         try:
@@ -66,7 +67,12 @@ def known_policies(names: Sequence[str]) -> tuple[str, ...]:
             raise ValueError(
                 f"--policies: unknown policy {name!r}; {hint}known: {', '.join(known)}"
             ) from None
-    return tuple(dict.fromkeys(names)) or tuple(name for name in USUAL if name in POLICIES)
+    return tuple(dict.fromkeys(names))
+
+
+def usual_policies(scenario: Scenario) -> tuple[str, ...]:
+    """Those studied unless told otherwise: only a twin can be asked for the truth."""
+    return tuple(name for name in USUAL if name != ORACLE or scenario.device.kind == "twin")
 
 
 @dataclass(slots=True, kw_only=True)
@@ -106,6 +112,7 @@ class Setting:
 
 def prepared(scenario: Scenario, where: Places, config: StudyConfig) -> Setting:
     """Everything that can fail before hours of work: the device, the capacity, a moment of every policy."""
+    config = replace(config, policies=config.policies or usual_policies(scenario))
     device = device_of(scenario, where)
     if all(model.job_class is JobClass.BEST_EFFORT for model in scenario.models):
         raise StudyError(
