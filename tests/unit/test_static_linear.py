@@ -60,14 +60,14 @@ def flight(variant: Variant, started_at: int = 0, segment: int = 0) -> InFlight:
     )  # fmt: skip
 
 
-def test_beside_another_the_whole_run_is_slowed_down_by_one_factor():
+def test_one_factor_counts_for_a_whole_run_and_for_what_is_left_of_those_it_joins():
     predictor, at = fitted(), 8 * NS_PER_MS
     asked = predictor.predict(
         Snapshot(at=at, in_flight=(flight(B),)), [Candidate(variant=A, lane=1, start_at=at)]
     )
     assert asked.finish_at[0][0] - at == pytest.approx(SLOWDOWN[A] * 10e6 + 50_000, rel=0.06)
     beside = asked.in_flight_finish_at[0][0][0]
-    assert beside == pytest.approx(SLOWDOWN[B] * 20e6, rel=0.06)
+    assert beside == pytest.approx(at + SLOWDOWN[B] * (20e6 - at), rel=0.06)
     assert asked.baseline_finish_at[0][0] == pytest.approx(20e6, rel=1e-6)
 
 

@@ -1,10 +1,11 @@
 """Co-runs of a twin's models, measured before the run through its own executor, in virtual time, and kept.
 
-How this works. Sets of two to four variants are drawn, every variant as likely as any other. Each set runs
-back to back, one lane per member, until every member has ended often enough; whoever has stays at it until
-the last one has, so all were there throughout. The slowdown of a member is its median span over that of its
-profile. This is the profile that a predictor fitted beforehand needs (gpulet's are 2,500 pairs); others learn
-from what they serve. It lies in the store, keyed by a hash of everything it depends on but names.
+How this works. Sets of two to four variants are drawn: every model as likely as any other, and batches about
+as large as in service (see `DECLINE`). Each set runs back to back, one lane per member, until every member
+has ended often enough; whoever has stays at it until the last one has, so all were there throughout. The
+slowdown of a member is its median span over that of its profile. This is the profile that a predictor fitted
+beforehand needs (gpulet's are 2,500 pairs); others learn from what they serve. It lies in the store, keyed by
+a hash of everything it depends on but names.
 """
 
 from __future__ import annotations
@@ -20,8 +21,9 @@ from msgspec import Struct
 from cotenant.clock import VirtualClock
 from cotenant.domain import ModelSpec, Variant
 from cotenant.experiment.twin_profile import digest, keep, kept
+from cotenant.predict.row_kernels import Array
 from cotenant.profile.drive_lanes import LaneDriver
-from cotenant.profile.features import FeatureTable
+from cotenant.profile.features import FeatureTable, variant_size
 from cotenant.profile.pairs import CoRuns, steady
 from cotenant.simulate.driver import VirtualTimers
 from cotenant.simulate.twin.device import Noise, Programs
@@ -29,6 +31,9 @@ from cotenant.simulate.twin.executor import TwinDevice
 
 N_SETS = 300
 SIZES, CHANCES = (2, 3, 4), (0.6, 0.2, 0.2)
+DECLINE = 3.0
+"""A variant is drawn with a chance of 1 / size to this power. Of 0 to 3, the larger the better to schedule
+by: a line that must fit batches of 16, which slow others down twentyfold, fits nothing."""
 RUNS = 2
 """Fewest runs of each member beside all the others, after a first one that does not count."""
 SEED = 20261124
@@ -53,7 +58,7 @@ def twin_coruns(
 ) -> CoRuns:
     """The co-runs of these models, kept in `folder`, else measured, which takes some seconds. Raises OSError
     when the folder cannot be used."""
-    told = hashlib.sha256(repr((METHOD_VERSION, SEED, N_SETS, SIZES, CHANCES, RUNS)).encode())
+    told = hashlib.sha256(repr((METHOD_VERSION, SEED, N_SETS, SIZES, CHANCES, DECLINE, RUNS)).encode())
     for spec in specs:
         told.update(digest(spec, programs, noise).encode())
     path = folder / f"coruns-{told.hexdigest()[:32]}.json"
@@ -87,9 +92,11 @@ def measure_sets(
     driver = LaneDriver(device, clock, pump)
     rng = np.random.default_rng(SEED)
     workloads = [(spec, variant) for spec in specs for variant in spec.variants()]
+    weights = np.concatenate([_chances(spec) for spec in specs]) / len(specs)
     found = []
     for _ in range(N_SETS):
-        members = rng.integers(len(workloads), size=int(rng.choice(SIZES, p=CHANCES))).tolist()
+        n = int(rng.choice(SIZES, p=CHANCES))
+        members = rng.choice(len(workloads), size=n, p=weights).tolist()
         chosen = [workloads[number] for number in members]
         spans, waits = _together(driver, chosen)
         slowdowns = [
@@ -98,6 +105,12 @@ def measure_sets(
         ]
         found.append(Measurement(tuple(members), tuple(slowdowns), int(np.median(waits))))
     return tuple(found)
+
+
+def _chances(spec: ModelSpec) -> Array:
+    """Of each variant of a model (n_variants)."""
+    weights = np.array([variant_size(variant) ** -DECLINE for variant in spec.variants()])
+    return np.asarray(weights / weights.sum())
 
 
 def _together(

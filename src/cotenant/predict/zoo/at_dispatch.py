@@ -11,10 +11,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from cotenant.domain import Candidate, Observation, Snapshot
+from cotenant.domain import Candidate, InFlight, Observation, Snapshot
 from cotenant.ports import Forecast
 from cotenant.predict.zoo.margins import finish
 from cotenant.predict.zoo.wrapped import LEAST_LEFT, Wrapped
+from cotenant.profile.features import WorkloadFeatures
 
 
 class AtDispatch(Wrapped):
@@ -40,19 +41,15 @@ class AtDispatch(Wrapped):
         )
 
     def _spans(self, snapshot: Snapshot, candidate: Candidate | None) -> list[float]:
-        """Medians (ns from now) of what is in flight and of the candidate, with it there."""
-        at = snapshot.at
-        runs = [*snapshot.in_flight, *(() if candidate is None else (candidate,))]
+        """Medians (ns from now) of what is in flight and of the candidate, with it there: it slows down what
+        is left of the others."""
+        at, flights = snapshot.at, snapshot.in_flight
+        runs = [*flights, *(() if candidate is None else (candidate,))]
         spans: list[float] = []
         until: dict[int, float] = {}
-        for i, run in enumerate(runs):
+        for run in runs:
             victim = self.workloads.victim(run.variant, run.share)
-            others = [
-                self.workloads.beside(other.variant, other.share, other.lane, run.lane)
-                for k, other in enumerate(runs)
-                if k != i and (other.lane != run.lane or run.lane < 0)
-            ]
-            slowdown = self.momentary(victim, others)
+            slowdown = self._slowdown(victim, run, runs)
             if isinstance(run, Candidate):
                 begin = until.get(run.lane, float(run.start_at - at)) + self.margins.handover_ns(at)
                 span = begin + _rest(victim.segments, run.first_segment) * victim.solo_ns * slowdown
@@ -61,12 +58,24 @@ class AtDispatch(Wrapped):
                 span = until.get(run.lane, 0.0) + work * slowdown
             else:
                 first = run.segment if run.boundary_at is None else 0
-                span = _rest(victim.segments, first) * victim.solo_ns * slowdown - (at - run.started_at)
-                span = max(span, LEAST_LEFT * victim.solo_ns)
+                before = self._slowdown(victim, run, flights)
+                left = _rest(victim.segments, first) * victim.solo_ns * before - (at - run.started_at)
+                span = max(left, LEAST_LEFT * victim.solo_ns) * slowdown / before
             if run.lane >= 0:
                 until[run.lane] = span
             spans.append(span)
         return spans
+
+    def _slowdown(
+        self, victim: WorkloadFeatures, run: InFlight | Candidate, runs: Sequence[InFlight | Candidate]
+    ) -> float:
+        """Of a run beside the others of `runs` that are on other lanes."""
+        others = [
+            self.workloads.beside(other.variant, other.share, other.lane, run.lane)
+            for other in runs
+            if other is not run and (other.lane != run.lane or run.lane < 0)
+        ]
+        return self.momentary(victim, others)
 
     def given_overlap(self, observation: Observation) -> float:
         """See `StudyPredictor.given_overlap`: by the shares of the span that others were present."""

@@ -2,14 +2,14 @@
 
 How this works. Slowdown = c . (own demand, others' demand summed) + constant, at least 1, of whole models
 (`linear.py`), by least squares on co-runs that were measured on the device beforehand; who is beside a run at
-an instant counts as if there from its beginning to its end (`at_dispatch.py`). That is the median. Upper
+an instant counts as if there to its end (`at_dispatch.py`). That is the median. Upper
 quantiles are those of the fit's own residuals, in proportion: a fixed margin, the same for every model that
 has anybody beside it; alone, what the profile says holds. Nothing is learned, and nobody is expected to join.
 
 Choose it to see what prediction as published is worth to a scheduler (Choi et al., ATC 2022, and what is
 built on it). Fails as `linear` does, and ages: what it was not fitted on it never gets to know. Integrated
-over the overlap (`in_fluid.py`) the same fit is the worse to schedule by: what it underrates then counts in
-part only, where counting it in full makes up for some of that.
+over the overlap (`in_fluid.py`) the same fit is the worse to schedule by where slowdowns are large: what it
+underrates then counts in part only, where counting it in full makes up for some of that.
 """
 
 from __future__ import annotations
