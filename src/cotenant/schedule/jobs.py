@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from cotenant.domain import JobClass, Request, Variant
@@ -67,26 +67,45 @@ def job_of_stopped(view: View, stopped: Suspended) -> Job:
     )
 
 
-def next_jobs(view: View, most: int) -> tuple[list[Job], Sequence[Request]]:
+def next_jobs(
+    view: View, most: int, passed_over: Collection[str] = ()
+) -> tuple[list[Job], Sequence[Request]]:
     """The first `most` jobs in order (class, deadline), stopped ones before queued ones on a tie; and
-    requests that are past saving, which must be settled before there are jobs at all."""
+    requests that are past saving, which must be settled before there are jobs at all. A queue begins with
+    the first request that is not `passed_over` (ids), unless all are."""
     entries: list[tuple[JobClass, int, str, Suspended | DeadlineQueue]] = [
         (stopped.job_class, stopped.due_at, "", stopped) for stopped in view.suspended
     ]
-    entries += [(queue.job_class, queue.head_due, queue.model, queue) for queue in view.waiting()]
+    first = {queue.model: _first(queue, passed_over) for queue in view.waiting()} if passed_over else {}
+    entries += [
+        (queue.job_class, first.get(queue.model) or queue.head_due, queue.model, queue)
+        for queue in view.waiting()
+    ]
     entries.sort(key=lambda entry: entry[:3])
     jobs: list[Job] = []
     for _, _, _, entry in entries:
         if isinstance(entry, Suspended):
             jobs.append(job_of_stopped(view, entry))
         else:
-            offer = best_offer(view, entry)
+            skips = first.get(entry.model)
+            offer = best_offer(view, entry, but=passed_over if skips else ())
+            if offer is None and skips:
+                continue
             if offer is None:
                 gone = hopeless(view, entry)
                 if gone:
                     return [], gone
                 continue
-            jobs.append(job_of_offer(worth_skipping(view, offer)))
+            jobs.append(job_of_offer(offer if skips else worth_skipping(view, offer)))
         if len(jobs) >= most:
             break
     return jobs, ()
+
+
+def _first(queue: DeadlineQueue, passed_over: Collection[str]) -> int | None:
+    """Deadline (ns) of the first request that is not passed over; None when that is the first of all, or
+    when there is none."""
+    for n, request in enumerate(queue):
+        if request.id not in passed_over:
+            return due(request) if n else None
+    return None

@@ -8,7 +8,7 @@ builds one per waiting queue and then only ranks them.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from cotenant.domain import Axes, JobClass, ModelSpec, Request, Snapshot, Variant
@@ -95,12 +95,15 @@ class Plan:
     wake_at: int | None = None
 
 
-def members(view: View, queue: DeadlineQueue, max_rows: int) -> list[Request]:
-    """Requests in deadline order that can run with the first one, up to `max_rows` rows."""
+def members(view: View, queue: DeadlineQueue, max_rows: int, but: Collection[str] = ()) -> list[Request]:
+    """Requests in deadline order that can run with the first one, up to `max_rows` rows, without those whose
+    ids are in `but`."""
     chosen: list[Request] = []
     rows = 0
     head: Request | None = None
     for request in queue:
+        if request.id in but:
+            continue
         if head is None:
             head = request
         elif not view.joins(request, head):
@@ -114,14 +117,17 @@ def members(view: View, queue: DeadlineQueue, max_rows: int) -> list[Request]:
     return chosen
 
 
-def best_offer(view: View, queue: DeadlineQueue, *, margin: float | None = None) -> Offer | None:
-    """The best batch that `queue` could start at this instant, or None when its head cannot make it.
+def best_offer(
+    view: View, queue: DeadlineQueue, *, margin: float | None = None, but: Collection[str] = ()
+) -> Offer | None:
+    """The best batch that `queue` could start at this instant, or None when its head cannot make it. Requests
+    whose ids are in `but`, never all of them, are left out.
 
     With `margin`, the span that must fit is margin x median instead of the learned upper quantile. A head
     that fits its median but not its upper span is still offered, alone with what its bucket holds.
     """
     spec = view.specs[queue.model]
-    candidates = members(view, queue, spec.max_batch)
+    candidates = members(view, queue, spec.max_batch, but)
     head = candidates[0]
     due_at = due(head)
     best: Offer | None = None

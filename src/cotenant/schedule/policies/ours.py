@@ -7,14 +7,15 @@ job that waiting would make late joins for that reason alone, as long as it save
 costs. So the number of lanes in use follows from what the device can take. A protected dispatch in flight is
 never pushed past its upper quantile; best-effort work joins only where nobody notices, and is stopped at its
 next segment boundary when somebody does. Any dispatch with a later deadline can be stopped where that saves
-a more urgent job.
+a more urgent job. In a burst a queue is served from where slack is left (`packing.py`). Forecasts for
+decisions count on no joiners: who joins is decided here, and later.
 Choose it where models leave parts of the device unused. With overlap off, what is left is deferred EDF with
 preemption. Fails where predictions are far off: then an exclusive policy is safer.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from msgspec import structs
@@ -23,7 +24,8 @@ from cotenant.domain import NS_PER_MS, SLO_COLUMN, Candidate, JobClass, Request,
 from cotenant.ports import Forecast
 from cotenant.schedule.admission import Verdict, admit_if_feasible_alone
 from cotenant.schedule.jobs import Job, next_jobs
-from cotenant.schedule.plan import Choice, Outlook, Plan, outlook, wait_until
+from cotenant.schedule.packing import Packing
+from cotenant.schedule.plan import Choice, Plan, wait_until
 from cotenant.schedule.queue import NEVER
 from cotenant.schedule.score import expected_met, overlap
 from cotenant.schedule.view import Flight, LaneState, View
@@ -36,7 +38,7 @@ URGENT_BENEFIT = 0.1
 """The same for a job that cannot wait."""
 LEAST_GAIN = 0.05
 """Deadlines that a job which cannot wait must be expected to save, harm to others deducted."""
-NO_LOSS = -0.02
+NO_LOSS = -0.1
 """Expected deadlines below which the loss of a job that could wait counts as one."""
 CARE = 2.0
 """How many deadlines of a new job one of those in flight is worth: what follows may harm them again."""
@@ -63,6 +65,9 @@ class Ours:
     _turned_down: dict[int | str, tuple[int, int]] = field(default_factory=dict)
     """Jobs turned down since something last began or ended: version of the queue, and when to try again."""
     _turn: int = -1
+    _packing: Packing = field(default_factory=Packing)
+    _ends: Mapping[int, int] = field(default_factory=dict)
+    """When dispatches in flight will end (ns), by id, as last seen."""
 
     def admit(self, view: View, request: Request) -> Verdict:
         """Refused when it could not be served in time even alone."""
@@ -70,7 +75,7 @@ class Ours:
 
     def plan(self, view: View) -> Plan:
         """One job to start beside what is in flight, or a dispatch to stop for one."""
-        jobs, gone = next_jobs(view, LOOKED_AT)
+        jobs, gone = next_jobs(view, LOOKED_AT, self._packing.passed_over(view, self._ends))
         if gone:
             return Plan(drop=gone)
         if not jobs:
@@ -88,6 +93,8 @@ class Ours:
         for n, job in enumerate(jobs, start=1):
             until = self._held_until(view, job, last=n == len(jobs))
             if until is None:
+                if len(view.waiting()) > 1 or job.offer is None or not job.offer.complete:
+                    self._packing.learn(view, job.variant.model, job.rows, job.median_ns)
                 return Plan(choice=_choice(job, lane, "nothing is in flight"))
             wake_at = min(wake_at, until)
         return Plan(wake_at=wake_at if wake_at < NEVER else None)
@@ -108,7 +115,7 @@ class Ours:
         tried = [job for job in jobs if not self._waits(view, job)] if self.overlaps or lane is None else jobs
         if not tried:
             return Plan(wake_at=_next_chance(view, jobs))
-        snapshot = view.snapshot()
+        snapshot = structs.replace(view.snapshot(), load=None)
         candidates = []
         if lane is not None and self.overlaps:
             candidates = [
@@ -121,11 +128,13 @@ class Ours:
                 for job in tried
             ]
         forecast = view.predictor.predict(snapshot, candidates)
+        self._see(view, forecast.baseline_finish_at)
         if lane is not None and candidates:
             for index, job in enumerate(tried):
                 why = self._joins(view, job, forecast, index)
                 if why:
-                    return Plan(choice=_choice(job, lane, why, outlook(forecast, index), snapshot))
+                    self._learn_cost(view, job, forecast, index)
+                    return Plan(choice=_choice(job, lane, why))
         stopped = self._stop_for(view, tried, forecast, snapshot) if self.stops else ()
         for job in tried:
             self._turn_down(view, job)
@@ -158,6 +167,18 @@ class Ours:
         if found.benefit > max(LEAST_BENEFIT, self._saved_by_waiting(view, job, wait_ns)):
             return f"overlap: {found.benefit:.0%} free"
         return ""
+
+    def _see(self, view: View, finish_at: Sequence[Sequence[int]]) -> None:
+        """Remember when what is in flight will end."""
+        self._ends = {i: row[0] for i, row in zip(view.flights, finish_at, strict=True)}
+
+    def _learn_cost(self, view: View, job: Job, forecast: Forecast, index: int) -> None:
+        """By how much the job delays the end of all work, as it joins."""
+        after = forecast.in_flight_finish_at[index]
+        done_at = max(row[0] for row in forecast.baseline_finish_at)
+        then_at = max(forecast.finish_at[index][0], max(row[0] for row in after))
+        self._packing.learn(view, job.variant.model, job.rows, then_at - done_at)
+        self._see(view, after)
 
     def _saved_by_waiting(self, view: View, job: Job, wait_ns: int) -> float:
         """Share of the job's work that running it in a larger batch, `wait_ns` from now, would save."""
@@ -279,13 +300,5 @@ def _alone_from(at: int, job: Job) -> list[int]:
     return [at + job.median_ns] * 3 + [at + job.upper_ns]
 
 
-def _choice(
-    job: Job,
-    lane: LaneState,
-    why: str,
-    found: Outlook | None = None,
-    snapshot: Snapshot | None = None,
-) -> Choice:
-    return Choice(
-        lane=lane.info.index, why=why, offer=job.offer, resume=job.stopped, outlook=found, snapshot=snapshot
-    )
+def _choice(job: Job, lane: LaneState, why: str) -> Choice:
+    return Choice(lane=lane.info.index, why=why, offer=job.offer, resume=job.stopped)

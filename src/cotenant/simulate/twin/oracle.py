@@ -3,8 +3,8 @@
 It knows the true state of the device and the law, but not the noise of kernels that have not begun, nor who
 will come. What that leaves open it learns as the others do: log offsets around its median from the same
 calibrator, by model and number of co-runners (`margins` off: the spread of the noise alone, as if nobody ever
-joined). `screen` answers `solo`, which policies plan with whatever will run beside; without it that is the
-span alone.
+joined; so it answers too where a snapshot says nothing of the load: nobody else will join). `screen` answers
+`solo`, which policies plan with whatever will run beside; without it that is the span alone.
 """
 
 from __future__ import annotations
@@ -33,6 +33,9 @@ from cotenant.simulate.twin.executor import TwinDevice
 from cotenant.simulate.twin.what_if import HANDOVER_NS
 
 DEFAULT_LEVEL = 0.99
+
+Rows = list[list[int]]
+"""Quantiles of ends (ns): a row per run."""
 
 
 class _State(msgspec.Struct):
@@ -86,32 +89,34 @@ class TwinOracle:
         found = self._device.truth(candidates, snapshot.in_flight)
         flights, at = snapshot.in_flight, snapshot.at
         spans = [max(1.0, end - at) for end in found.candidate_end_at]
-        n = len(flights)
+        n, known = len(flights), snapshot.load is None
         return Forecast(
             finish_at=[
-                finish(at, span, self._offsets(candidate.variant.model, n, at))
+                finish(at, span, self._offsets(candidate.variant.model, n, at, known))
                 for candidate, span in zip(candidates, spans, strict=True)
             ],
-            in_flight_finish_at=[self._rows(flights, ends, at) for ends in found.beside],
-            baseline_finish_at=self._rows(flights, found.baseline, at),
+            in_flight_finish_at=[self._rows(flights, ends, at, known) for ends in found.beside],
+            baseline_finish_at=self._rows(flights, found.baseline, at, known),
             version=self._version,
             features=[(span,) for span in spans],
         )
 
-    def _rows(self, flights: Sequence[InFlight], ends: Mapping[int, float], at: int) -> list[list[int]]:
+    def _rows(
+        self, flights: Sequence[InFlight], ends: Mapping[int, float], at: int, known: bool
+    ) -> list[list[int]]:
         n = len(flights) - 1
         return [
             remaining(
                 at,
                 max(0.0, ends[flight.dispatch_id] - at),
                 at - flight.decided_at,
-                self._offsets(flight.variant.model, n, at),
+                self._offsets(flight.variant.model, n, at, known),
             )
             for flight in flights
         ]
 
-    def _offsets(self, model: str, n_beside: int, at: int) -> Offsets:
-        if not self._margins:
+    def _offsets(self, model: str, n_beside: int, at: int, known: bool) -> Offsets:
+        if known or not self._margins:
             return self._noise(model)
         if model not in self._levels:
             self._declare(model, DEFAULT_LEVEL)
