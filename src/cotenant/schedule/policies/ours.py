@@ -134,7 +134,9 @@ class Ours:
                 why = self._joins(view, job, forecast, index)
                 if why:
                     self._learn_cost(view, job, forecast, index)
-                    return Plan(choice=_choice(job, lane, why))
+                    return Plan(
+                        choice=_choice(job, lane, why), preempt=_in_the_way(view, job, forecast, index)
+                    )
         stopped = self._stop_for(view, tried, forecast, snapshot) if self.stops else ()
         for job in tried:
             self._turn_down(view, job)
@@ -147,7 +149,7 @@ class Ours:
         finish_at = forecast.finish_at[index]
         harm = 0.0
         for flight, was, then in zip(view.flights.values(), before, after, strict=True):
-            if flight.job_class is JobClass.PROTECTED and _breaks(flight, was, then, at, job):
+            if flight.job_class is JobClass.PROTECTED and _breaks(view, flight, was, then, job):
                 return ""
             if flight.due_at < then[3]:
                 harm += expected_met(was, flight.dues) - expected_met(then, flight.dues)
@@ -199,11 +201,7 @@ class Ours:
         flights = list(view.flights.values())
         if any(flight.preempting for flight in flights):
             return ()
-        best_effort = [
-            flight.dispatch.id
-            for flight in flights
-            if flight.job_class is JobClass.BEST_EFFORT and _boundaries_left(flight) > 0
-        ]
+        best_effort = _best_effort(view)
         if best_effort and any(job.job_class is not JobClass.BEST_EFFORT for job in jobs):
             return best_effort
         done_at = max(row[0] for row in forecast.baseline_finish_at)
@@ -271,11 +269,32 @@ def freest_lane(view: View) -> LaneState | None:
     return min(idle, key=lambda lane: sum(not units.isdisjoint(lane.info.units) for units in busy))
 
 
-def _breaks(flight: Flight, was: Sequence[int], then: Sequence[int], at: int, job: Job) -> bool:
-    """Whether a protected dispatch loses its promise, or is held up by best-effort work."""
+def _breaks(view: View, flight: Flight, was: Sequence[int], then: Sequence[int], job: Job) -> bool:
+    """Whether a protected dispatch loses its promise, or is held up by best-effort work; one of that beside
+    it is enough, since each would only be compared with those before."""
     if was[SLO_COLUMN] <= flight.due_at < then[SLO_COLUMN]:
         return True
-    return job.job_class is JobClass.BEST_EFFORT and then[0] - was[0] > ISOLATION * (was[0] - at)
+    if job.job_class is not JobClass.BEST_EFFORT:
+        return False
+    crowded = any(other.job_class is JobClass.BEST_EFFORT for other in view.flights.values())
+    return crowded or then[0] - was[0] > ISOLATION * (was[0] - view.at)
+
+
+def _in_the_way(view: View, job: Job, forecast: Forecast, index: int) -> Sequence[int]:
+    """Best-effort dispatches to stop because a protected job joins that they would hold up."""
+    if job.job_class is not JobClass.PROTECTED:
+        return ()
+    slow = forecast.finish_at[index][0] - view.at > (1.0 + ISOLATION) * job.median_ns
+    return _best_effort(view) if slow else ()
+
+
+def _best_effort(view: View) -> Sequence[int]:
+    """Best-effort dispatches that can still be stopped."""
+    return [
+        flight.dispatch.id
+        for flight in view.flights.values()
+        if flight.job_class is JobClass.BEST_EFFORT and _boundaries_left(flight) > 0
+    ]
 
 
 def _boundaries_left(flight: Flight) -> int:
