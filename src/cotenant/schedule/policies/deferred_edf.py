@@ -9,17 +9,14 @@ Choose it where batches pay and overlap does not. Fails where one model cannot f
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from cotenant.domain import JobClass, ModelLoad, Request
+from cotenant.domain import Request
 from cotenant.schedule.admission import Admission, Verdict
+from cotenant.schedule.last_lane import LastLane
 from cotenant.schedule.plan import Choice, Offer, Plan, offers, wait_until
-from cotenant.schedule.queue import NEVER, DeadlineQueue
+from cotenant.schedule.queue import NEVER
 from cotenant.schedule.view import LaneState, View
-
-RENEWED = 2
-"""Models whose slack is looked at anew per decision that needs one."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -33,7 +30,7 @@ class DeferredEdf:
     resumes: bool = False
     plans_alone: bool = False
     _admission: Admission = field(default_factory=Admission)
-    _slack: _Slack = field(default_factory=lambda: _Slack())
+    _last: LastLane = field(default_factory=LastLane)
 
     def admit(self, view: View, request: Request) -> Verdict:
         """Refused when the predicted completion misses the deadline or breaks one already promised."""
@@ -57,8 +54,8 @@ class DeferredEdf:
             model_load = load.models.get(offer.queue.model)
             rate = model_load.rate_per_s if model_load else 0.0
             until = wait_until(view, offer, rate, lane_would_idle=len(found) == len(held) + 1)
-            if until is None and self.rejects and len(lanes) > 1 and len(idle) == 1:
-                until = self._keep_lane(view, lanes, offer)
+            if until is None and self.rejects:
+                until = self._last.kept_until(view, offer)
             if until is not None:
                 held.append((offer, until))
                 if until < NEVER:
@@ -82,52 +79,3 @@ class DeferredEdf:
         )
         at_risk = [other for other, _ in held if other.latest_start_at < next_free]
         return min(at_risk, key=lambda other: other.latest_start_at, default=None)
-
-    def _keep_lane(self, view: View, lanes: list[LaneState], offer: Offer) -> int | None:
-        """Until when to keep the last free lane from this offer, or None to let it have the lane.
-
-        Taking it would leave no lane for a while, which harms models whose slack is shorter than that;
-        waiting harms nobody as long as the next lane is free before the offer must start.
-        """
-        next_free = min(view.free_at(lane) for lane in lanes if not lane.idle)
-        if next_free >= offer.latest_start_at:
-            return None
-        blocked_ns = min(next_free, view.at + offer.median_ns) - view.at
-        return offer.latest_start_at if self._slack.least(view, offer.queue) < blocked_ns else None
-
-
-@dataclass(slots=True)
-class _Slack:
-    """How long a new request of each model with traffic could wait on the whole (ns): SLO - upper span.
-
-    A few models are looked at anew each time, so that one decision stays cheap however many there are."""
-
-    known: dict[str, tuple[int, JobClass]] = field(default_factory=dict)
-    _names: list[str] = field(default_factory=list)
-    _next: int = 0
-
-    def least(self, view: View, queue: DeadlineQueue) -> int:
-        """The least slack among the other models that are at least as important as `queue`'s."""
-        models = view.load.estimate(view.at).models
-        if len(models) != len(self._names):
-            self._names, self._next = list(models), 0
-            self.known.clear()
-            self._renew(view, models, len(self._names))
-        self._renew(view, models, RENEWED)
-        least = NEVER
-        for name, (slack, job_class) in self.known.items():
-            if slack < least and job_class <= queue.job_class and name != queue.model:
-                least = slack
-        return least
-
-    def _renew(self, view: View, models: Mapping[str, ModelLoad], n: int) -> None:
-        for _ in range(min(n, len(self._names))):
-            name = self._names[self._next]
-            self._next = (self._next + 1) % len(self._names)
-            spec = view.specs.get(name)
-            self.known.pop(name, None)
-            if spec is None or spec.slo_ns is None or spec.job_class is JobClass.BEST_EFFORT:
-                continue
-            if name in models and models[name].rate_per_s > 0:
-                slack = spec.slo_ns - view.upper(view.smallest[name])
-                self.known[name] = (slack, spec.job_class)

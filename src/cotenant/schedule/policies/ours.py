@@ -24,6 +24,7 @@ from cotenant.domain import NS_PER_MS, SLO_COLUMN, Candidate, JobClass, Request,
 from cotenant.ports import Forecast
 from cotenant.schedule.admission import Verdict, admit_if_feasible_alone
 from cotenant.schedule.jobs import Job, next_jobs
+from cotenant.schedule.last_lane import LastLane
 from cotenant.schedule.packing import Packing
 from cotenant.schedule.plan import Choice, Plan, wait_until
 from cotenant.schedule.queue import NEVER
@@ -66,6 +67,7 @@ class Ours:
     """Jobs turned down since something last began or ended: version of the queue, and when to try again."""
     _turn: int = -1
     _packing: Packing = field(default_factory=Packing)
+    _last: LastLane = field(default_factory=LastLane)
     _ends: Mapping[int, int] = field(default_factory=dict)
     """When dispatches in flight will end (ns), by id, as last seen."""
 
@@ -113,6 +115,8 @@ class Ours:
 
     def _beside(self, view: View, jobs: Sequence[Job], lane: LaneState | None) -> Plan:
         tried = [job for job in jobs if not self._waits(view, job)] if self.overlaps or lane is None else jobs
+        if lane is not None:
+            tried = [job for job in tried if not self._keeps_from(view, job)]
         if not tried:
             return Plan(wake_at=_next_chance(view, jobs))
         snapshot = structs.replace(view.snapshot(), load=None)
@@ -141,6 +145,10 @@ class Ours:
         for job in tried:
             self._turn_down(view, job)
         return Plan(preempt=stopped, wake_at=_next_chance(view, jobs))
+
+    def _keeps_from(self, view: View, job: Job) -> bool:
+        """Whether the last lane that shares no compute with others is kept for shorter work."""
+        return job.offer is not None and self._last.kept_until(view, job.offer) is not None
 
     def _joins(self, view: View, job: Job, forecast: Forecast, index: int) -> str:
         """Why the job should start now beside what is in flight; empty when it should not."""
