@@ -48,6 +48,7 @@ class LocalLink:
         ]
 
     def statistics(self) -> Sequence[ModelStatistics]:
+        self._engine.catch_up()
         return [_statistics(name, counts) for name, counts in self._engine.counts.items()]
 
     def load(self, name: str, done: Callable[[str | None], None]) -> None:

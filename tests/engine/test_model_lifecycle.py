@@ -84,6 +84,16 @@ def states(client: EngineClient) -> dict[str, str]:
     return {status.name: status.state for status in client.status()}
 
 
+def test_statistics_read_right_after_an_answer_count_its_run(prepared: Prepared) -> None:
+    async def use(client: EngineClient) -> None:
+        await ask(client, "stays")
+        (found,) = (statistics for statistics in client.statistics() if statistics.name == "stays")
+        assert found.execution_count == 1
+        assert [n for _, n, _ in found.batches] == [1]
+
+    with_client(prepared, use)
+
+
 def test_an_unloaded_model_is_unavailable_and_comes_back_as_it_was(prepared: Prepared) -> None:
     async def use(client: EngineClient) -> None:
         before = client.metadata()["moves"]
