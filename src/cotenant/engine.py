@@ -46,6 +46,8 @@ GC_THRESHOLDS = (5_000, 20, 50)
 requests, through overlap histories that hold no cycle."""
 MAX_LATENESS_NS = 5 * NS_PER_MS
 """Most lateness of timers that is believed to last (ns)."""
+MOST_FOR_ANSWER = 0.25
+"""Most of a budget (0..1) that is kept for sending the answer."""
 LEARN_AFTER_S = 0.001
 """How long what a dispatch taught may wait for the thread to be idle (s); the next event does not wait for
 it. Meanwhile answers are sent and lanes, which need the interpreter to begin, take it."""
@@ -215,8 +217,10 @@ class Engine:
         slo_ns: int | None,
         priority: int,
         reply: Callable[[Outcome, Tensors | None], None],
+        answer_ns: int = 0,
     ) -> None:
-        """Offer one request; `reply(outcome, outputs)` is called exactly once, on this loop."""
+        """Offer one request; `reply(outcome, outputs)` is called exactly once, on this loop. Whoever answers
+        then needs `answer_ns` of the budget, of which no more than a part is kept for it."""
         spec = self.scheduler.view.specs.get(model)
         job_class = spec.job_class if spec else JobClass.STANDARD
         if priority:
@@ -230,6 +234,7 @@ class Engine:
             rows=rows,
             axes=axes,
             job_class=job_class,
+            answer_ns=0 if budget is None else min(answer_ns, int(MOST_FOR_ANSWER * budget)),
         )
         self._calls[call_id] = _Call(inputs, reply)
         self._payloads[call_id] = inputs

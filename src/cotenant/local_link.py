@@ -32,6 +32,7 @@ class LocalLink:
             arrived_at=call.arrived_at,
             slo_ns=call.slo_ns,
             priority=call.priority,
+            answer_ns=call.answer_ns,
             reply=answer,
         )
 

@@ -1,17 +1,20 @@
-"""In which order what follows from an event is done."""
+"""In which order what follows from an event is done, and how much of a budget is kept for the answer."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
+import pytest
+
 from cotenant.clock import VirtualClock
-from cotenant.domain import NS_PER_MS, Arrival, ModelSpec, Observation, Outcome, Request
+from cotenant.domain import NS_PER_MS, Arrival, ModelSpec, Observation, Outcome, OutcomeKind, Request
 from cotenant.drive import Drive
 from cotenant.execute.fake import FakeExecutor, FakeScript
 from cotenant.execute.lanes import lane_layout
 from cotenant.predict.solo import SoloPredictor
 from cotenant.schedule.policies import make_policy
 from cotenant.schedule.scheduler import Scheduler
+from cotenant.serve.answering import RENEWED_EVERY, AnswerTimes
 from cotenant.simulate.driver import VirtualTimers
 from cotenant.testing import TableProfiles
 from cotenant.workload.characterise import OnlineLoadMeter
@@ -70,7 +73,7 @@ class Bench:
         )
         executor.attach(self.drive.post)
 
-    def ask(self, name: str, budget_ms: float | None = None) -> None:
+    def ask(self, name: str, budget_ms: float | None = None, answer_ms: float = 0.0) -> None:
         now = self.clock.now()
         self.drive.post(
             Arrival(
@@ -79,6 +82,7 @@ class Bench:
                     model="m",
                     arrived_at=now,
                     deadline_at=None if budget_ms is None else now + int(budget_ms * NS_PER_MS),
+                    answer_ns=int(answer_ms * NS_PER_MS),
                 )
             )
         )
@@ -118,3 +122,31 @@ def test_without_a_later_it_is_learned_from_at_once() -> None:
     bench.ask("a")
     bench.run_one()
     assert bench.told.notes[-2:] == ["answered a", "learned 1"]
+
+
+@pytest.mark.parametrize(("answer_ms", "runs"), [(0.0, True), (2.0, True), (4.0, False)])
+def test_a_request_whose_answer_could_not_be_sent_in_time_is_not_run(answer_ms: float, runs: bool) -> None:
+    bench = Bench()
+    bench.drive.scheduler.policy = make_policy("exclusive_edf")
+    bench.ask("a", budget_ms=13.0, answer_ms=answer_ms)
+    assert bool(bench.drive.scheduler.view.flights) is runs
+
+
+def test_what_ends_before_its_deadline_is_not_late_even_if_it_ends_later_than_planned() -> None:
+    bench = Bench(takes_ms=12.0)
+    bench.ask("a", budget_ms=13.0, answer_ms=2.0)
+    bench.run_one()
+    assert bench.told.outcomes[0].kind is OutcomeKind.OK
+
+
+def test_the_reserve_covers_nearly_all_of_the_latest_answers() -> None:
+    times = AnswerTimes()
+    for n in range(RENEWED_EVERY - 1):
+        times.sent(n)
+    assert times.reserve_ns == 0
+    for n in range(1000):
+        times.sent(1_000_000 if n % 100 == 50 else 300 + n % 10)
+    assert 300 <= times.reserve_ns < 1000
+    for _ in range(1000):
+        times.sent(50)
+    assert times.reserve_ns == 50
