@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 
 PR_SET_TIMERSLACK = 29
-LANE_NICENESS = 5
+LANE_NICENESS = 10
 """Nice value of lane threads (0 is that of everything else)."""
 
 

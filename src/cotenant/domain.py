@@ -93,7 +93,7 @@ class Request(Struct, frozen=True, kw_only=True, gc=False):
     """One inference as the scheduler sees it; tensors stay with the driver, keyed by `id`.
 
     `axes` are bucket sizes (the smallest buckets that hold the request). `deadline_at` is None when no
-    deadline applies.
+    deadline applies. `answer_ns` of the time until then is needed after the run, to send the answer.
     """
 
     id: str
@@ -103,6 +103,7 @@ class Request(Struct, frozen=True, kw_only=True, gc=False):
     rows: int = 1
     axes: Axes = ()
     job_class: JobClass = JobClass.STANDARD
+    answer_ns: int = 0
 
 
 # --- what a predictor sees and says ---------------------------------------------------------------

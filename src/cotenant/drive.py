@@ -2,6 +2,9 @@
 
 `engine` calls this from an event loop with a real clock, `simulate` from a heap of virtual instants. Neither
 decides anything, and the scheduler cannot tell them apart.
+
+What a dispatch taught is learned before the next event is handled, but not before its answers are on their
+way and the lane runs again: a live driver says when nothing more urgent is left to do (`later`).
 """
 
 from __future__ import annotations
@@ -23,6 +26,7 @@ from cotenant.domain import (
     Observe,
     Outcome,
     Preempt,
+    Progress,
     Settle,
 )
 from cotenant.ports import Executor, Learner, Observer, Tensors
@@ -66,7 +70,10 @@ class Drive:
         log: Log | None = None,
         payloads: Mapping[str, Tensors] | None = None,
         stopwatch: Clock | None = None,
+        later: Callable[[], None] | None = None,
     ) -> None:
+        """`later` is told that there is something to learn: have `learn` called soon, when what is more
+        urgent is done. Without it that is at once."""
         self.scheduler = scheduler
         self._executor = executor
         self._learner = learner
@@ -77,6 +84,8 @@ class Drive:
         self._log = log
         self._payloads = payloads if payloads is not None else {}
         self._stopwatch = stopwatch
+        self._later = later
+        self._owed: deque[Observation] = deque()
         self._pending: deque[Event] = deque()
         self._running = False
 
@@ -92,7 +101,16 @@ class Drive:
         finally:
             self._running = False
 
+    def learn(self) -> None:
+        """Learn now what is left to learn, and decide anew if something waits that it may change."""
+        version = self._learn()
+        if version is not None and self.scheduler.view.waiting():
+            self.post(ModelVersion(version))  # where nothing waits it changes nothing
+
     def _step(self, event: Event) -> None:
+        version = self._learn()
+        if version is not None and isinstance(event, Progress) and self.scheduler.view.waiting():
+            self._pending.append(ModelVersion(version))  # progress alone decides nothing anew
         at = max(self._clock.now(), self.scheduler.view.at)
         take_profiles(self._learner, event)
         began = self._stopwatch.now() if self._stopwatch else 0
@@ -122,7 +140,7 @@ class Drive:
                         observer.settled(outcome)
                     self._on_settled(outcome)
                 case Observe(observation):
-                    self._observe(observation)
+                    self._owed.append(observation)
                 case Preempt(dispatch_id):
                     self._executor.preempt(dispatch_id)
                 case Abort(dispatch_id, reason):
@@ -131,10 +149,19 @@ class Drive:
                     self._executor.maintain(action)
                 case _:
                     assert_never(action)
+        if self._owed:
+            if self._later is None:
+                self.learn()
+            else:
+                self._later()
 
-    def _observe(self, observation: Observation) -> None:
-        version = self._learner.learn(observation)
-        for observer in self._observers:
-            observer.observed(observation)
-        if version is not None and self.scheduler.view.waiting():
-            self._pending.append(ModelVersion(version))  # where nothing waits it changes nothing
+    def _learn(self) -> int | None:
+        """Learn what is owed; the version of the predictor, if it is a new one."""
+        version = None
+        while self._owed:
+            observation = self._owed.popleft()
+            learned = self._learner.learn(observation)
+            version = version if learned is None else learned
+            for observer in self._observers:
+                observer.observed(observation)
+        return version

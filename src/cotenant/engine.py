@@ -46,6 +46,11 @@ GC_THRESHOLDS = (5_000, 20, 50)
 requests, through overlap histories that hold no cycle."""
 MAX_LATENESS_NS = 5 * NS_PER_MS
 """Most lateness of timers that is believed to last (ns)."""
+MOST_FOR_ANSWER = 0.25
+"""Most of a budget (0..1) that is kept for sending the answer."""
+LEARN_AFTER_S = 0.001
+"""How long what a dispatch taught may wait for the thread to be idle (s); the next event does not wait for
+it. Meanwhile answers are sent and lanes, which need the interpreter to begin, take it."""
 REMEMBERED = 4096
 """Requests that `explain` can still answer for."""
 
@@ -131,6 +136,7 @@ class Engine:
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = 0
         self._late_ns = 0
+        self._learning: asyncio.TimerHandle | None = None
         self._draining = False
         self._loop: asyncio.AbstractEventLoop | None = None
         self._drive = Drive(
@@ -144,6 +150,7 @@ class Engine:
             log=log,
             payloads=self._payloads,
             stopwatch=clock,
+            later=self._learn_later,
         )
 
     def start(self) -> None:
@@ -174,6 +181,7 @@ class Engine:
     def close_log(self) -> None:
         """Stop the timer and write what is left of the event log; the lanes stay usable."""
         gc.unfreeze()
+        self.catch_up()
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -209,8 +217,10 @@ class Engine:
         slo_ns: int | None,
         priority: int,
         reply: Callable[[Outcome, Tensors | None], None],
+        answer_ns: int = 0,
     ) -> None:
-        """Offer one request; `reply(outcome, outputs)` is called exactly once, on this loop."""
+        """Offer one request; `reply(outcome, outputs)` is called exactly once, on this loop. Whoever answers
+        then needs `answer_ns` of the budget, of which no more than a part is kept for it."""
         spec = self.scheduler.view.specs.get(model)
         job_class = spec.job_class if spec else JobClass.STANDARD
         if priority:
@@ -224,6 +234,7 @@ class Engine:
             rows=rows,
             axes=axes,
             job_class=job_class,
+            answer_ns=0 if budget is None else min(answer_ns, int(MOST_FOR_ANSWER * budget)),
         )
         self._calls[call_id] = _Call(inputs, reply)
         self._payloads[call_id] = inputs
@@ -319,6 +330,18 @@ class Engine:
         if wake_at is not None and wake_at <= self._clock.now():
             self._drive.post(Wakeup(self._late_ns))
         self._arm()
+
+    def _learn_later(self) -> None:
+        if self._learning is None:
+            self._learning = self._running_loop().call_later(LEARN_AFTER_S, self.catch_up)
+
+    def catch_up(self) -> None:
+        """Learn, and have observers told, what has been put off: before statistics are read."""
+        if self._learning is not None:
+            self._learning.cancel()
+            self._learning = None
+            self._drive.learn()
+            self._arm()
 
     def _settled(self, outcome: Outcome) -> None:
         call_id = outcome.request.id

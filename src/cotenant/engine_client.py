@@ -20,7 +20,8 @@ class Call(Struct, frozen=True, kw_only=True):
     """One inference as the front end hands it over. Arrays are C-contiguous and already validated.
 
     `arrived_at` is stamped when the headers were parsed. `slo_ns` is the budget the client asked for
-    (None: the model's). `priority` is the V2 parameter (0: the model's class)."""
+    (None: the model's). `priority` is the V2 parameter (0: the model's class). `answer_ns` is how long the
+    front end needs to answer once the run has ended."""
 
     id: str
     model: str
@@ -30,6 +31,7 @@ class Call(Struct, frozen=True, kw_only=True):
     arrived_at: int
     slo_ns: int | None = None
     priority: int = 0
+    answer_ns: int = 0
 
 
 class Reply(Struct, frozen=True, kw_only=True):

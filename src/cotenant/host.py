@@ -11,6 +11,7 @@ from pathlib import Path
 
 from cotenant.assemble import Prepared, make_engine
 from cotenant.clock import MonotonicClock
+from cotenant.engine import Engine
 from cotenant.engine_client import EngineClient
 from cotenant.local_link import LocalLink
 from cotenant.ports import Observer
@@ -32,6 +33,19 @@ class HostConfig:
     """Scheduling policy."""
     log_path: Path | None = None
     """Event log to write, if any."""
+
+
+@dataclass(frozen=True, slots=True)
+class CurrentMetrics:
+    """The page of metrics, with what the engine has put off telling them."""
+
+    engine: Engine
+    metrics: Metrics
+
+    def render(self) -> tuple[bytes, str]:
+        """The page and its content type."""
+        self.engine.catch_up()
+        return self.metrics.render()
 
 
 async def serve(
@@ -58,7 +72,7 @@ async def serve(
     serve_config = ServeConfig(
         max_body_bytes=settings.max_body_mib << 20, allow_model_control=settings.allow_model_control
     )
-    app = make_app(EngineClient(LocalLink(engine, clock)), metrics, serve_config)
+    app = make_app(EngineClient(LocalLink(engine, clock)), CurrentMetrics(engine, metrics), serve_config)
     shutdown, told = asyncio.Event(), asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):

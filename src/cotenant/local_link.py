@@ -32,6 +32,7 @@ class LocalLink:
             arrived_at=call.arrived_at,
             slo_ns=call.slo_ns,
             priority=call.priority,
+            answer_ns=call.answer_ns,
             reply=answer,
         )
 
@@ -48,6 +49,7 @@ class LocalLink:
         ]
 
     def statistics(self) -> Sequence[ModelStatistics]:
+        self._engine.catch_up()
         return [_statistics(name, counts) for name, counts in self._engine.counts.items()]
 
     def load(self, name: str, done: Callable[[str | None], None]) -> None:

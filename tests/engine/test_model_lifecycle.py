@@ -74,14 +74,40 @@ def with_client(prepared: Prepared, use: Callable, log_path: Path | None = None)
     return asyncio.run(run())
 
 
-async def ask(client: EngineClient, model: str) -> Reply:
+async def ask(client: EngineClient, model: str, answer_ns: int = 0) -> Reply:
     inputs = {"input": np.ones((1, 16), np.float32)}
-    call = Call(id=client.new_id(), model=model, inputs=inputs, rows=1, axes=(), arrived_at=client.now())
+    call = Call(
+        id=client.new_id(),
+        model=model,
+        inputs=inputs,
+        rows=1,
+        axes=(),
+        arrived_at=client.now(),
+        answer_ns=answer_ns,
+    )
     return await asyncio.wait_for(client.infer(call), 10)
 
 
 def states(client: EngineClient) -> dict[str, str]:
     return {status.name: status.state for status in client.status()}
+
+
+def test_statistics_read_right_after_an_answer_count_its_run(prepared: Prepared) -> None:
+    async def use(client: EngineClient) -> None:
+        await ask(client, "stays")
+        (found,) = (statistics for statistics in client.statistics() if statistics.name == "stays")
+        assert found.execution_count == 1
+        assert [n for _, n, _ in found.batches] == [1]
+
+    with_client(prepared, use)
+
+
+def test_slow_answers_leave_most_of_a_budget_for_running(prepared: Prepared) -> None:
+    async def use(client: EngineClient) -> None:
+        request = (await ask(client, "stays", answer_ns=NS_PER_S)).outcome.request
+        assert 0 < request.answer_ns < (request.deadline_at - request.arrived_at) / 2
+
+    with_client(prepared, use)
 
 
 def test_an_unloaded_model_is_unavailable_and_comes_back_as_it_was(prepared: Prepared) -> None:

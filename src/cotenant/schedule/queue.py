@@ -12,8 +12,8 @@ NEVER = 1 << 62
 
 
 def due(request: Request) -> int:
-    """The request's deadline, `NEVER` when it has none."""
-    return NEVER if request.deadline_at is None else request.deadline_at
+    """By when the request must have run for its answer to come in time, `NEVER` when it has no deadline."""
+    return NEVER if request.deadline_at is None else request.deadline_at - request.answer_ns
 
 
 class DeadlineQueue:

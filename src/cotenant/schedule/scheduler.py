@@ -265,7 +265,7 @@ class Scheduler:
             self._suspend(dispatch, completion.next_segment)
             return
         for request in dispatch.requests:
-            late = completion.ended_at > due(request)
+            late = request.deadline_at is not None and completion.ended_at > request.deadline_at
             kind = OutcomeKind.LATE if late else OutcomeKind.OK
             reason = "served late: ended after its deadline" if late else "served"
             self._settle(request, kind, reason, flight=flight, completion=completion)

@@ -27,11 +27,12 @@ JSON_TYPE = (b"content-type", b"application/json")
 
 
 class Answer(Struct, frozen=True):
-    """What goes back to the client."""
+    """What goes back to the client; `ended_at` is when the run ended whose outputs it holds (ns)."""
 
     status: int
     headers: Headers
     body: bytes
+    ended_at: int | None = None
 
 
 def find_model(client: EngineClient, name: str, version: str | None) -> ModelMetadata:
@@ -101,9 +102,16 @@ def check_priority(value: object) -> int:
 
 
 async def infer(
-    client: EngineClient, model: str, call_id: str, inference: Inference, arrived_at: int, slo_ns: int | None
+    client: EngineClient,
+    model: str,
+    call_id: str,
+    inference: Inference,
+    arrived_at: int,
+    slo_ns: int | None,
+    answer_ns: int = 0,
 ) -> Reply:
-    """Hand the inference to the engine and wait for its outcome. Cancelling the task cancels the call."""
+    """Hand the inference to the engine and wait for its outcome; `answer_ns` is how long answering it will
+    take. Cancelling the task cancels the call."""
     return await client.infer(
         Call(
             id=call_id,
@@ -114,6 +122,7 @@ async def infer(
             arrived_at=arrived_at,
             slo_ns=slo_ns,
             priority=check_priority(inference.priority),
+            answer_ns=answer_ns,
         )
     )
 

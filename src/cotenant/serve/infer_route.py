@@ -17,6 +17,7 @@ from typing import Any
 
 from cotenant.domain import ModelMetadata, OutcomeKind
 from cotenant.engine_client import EngineClient, Reply
+from cotenant.serve.answering import AnswerTimes
 from cotenant.serve.codec import ModelCodec
 from cotenant.serve.dataplane import (
     JSON_TYPE,
@@ -99,6 +100,7 @@ class InferRoute:
     def __init__(self, client: EngineClient, config: ServeConfig) -> None:
         self._client = client
         self._config = config
+        self._times = AnswerTimes()
         self._codecs: dict[str, ModelCodec] = {}
         self._pool = ThreadPoolExecutor(config.n_json_threads, thread_name_prefix="cotenant-json")
 
@@ -125,6 +127,8 @@ class InferRoute:
             await _send(send, error_answer(500, "internal error"), call_id)
             raise
         await _send(send, answer, call_id)
+        if answer.ended_at is not None:
+            self._times.sent(self._client.now() - answer.ended_at)
 
     # --- reading ----------------------------------------------------------------------------------
 
@@ -195,7 +199,9 @@ class InferRoute:
             return error_answer(503, f"{UNAVAILABLE}: the server is draining")
         watch = Watch(receive, self._config.watch_after_ms / 1000)
         try:
-            reply = await infer(self._client, metadata.name, call_id, inference, arrived_at, slo_ns)
+            reply = await infer(
+                self._client, metadata.name, call_id, inference, arrived_at, slo_ns, self._times.reserve_ns
+            )
         except asyncio.CancelledError:
             if not watch.gone:
                 raise
@@ -220,7 +226,7 @@ class InferRoute:
             headers = [_BINARY_TYPE, (b"inference-header-content-length", b"%d" % encoded.json_bytes)]
         if reply.outcome.kind is OutcomeKind.LATE:
             headers.append(_LATE)
-        return Answer(200, headers, encoded.body)
+        return Answer(200, headers, encoded.body, reply.outcome.ended_at)
 
     async def _in_thread(self, work: Callable[..., Any], *arguments: Any) -> Any:
         return await asyncio.get_running_loop().run_in_executor(self._pool, work, *arguments)
