@@ -250,3 +250,24 @@ def test_upper_quantiles_cover_what_they_say() -> None:
             n_within += np.array(issued.finish_at[1:4]) >= at + span * NS_PER_MS
         of.learn(ran(A, at, span, {}, predictions=(issued,)))
     assert n_within / 3000 == pytest.approx([0.9, 0.95, 0.99], abs=0.015)
+
+
+def test_a_resumed_dispatch_has_only_its_rest_left_before_it_has_passed_a_boundary() -> None:
+    features = FeatureTable(("dram",), ("mb",))
+    features.add(
+        WorkloadFeatures(
+            variant=A, share=1.0, solo_ns=10.0 * NS_PER_MS, demand=(0.1,), statics=(1.0,),
+            segment_ns=(6.0 * NS_PER_MS, 4.0 * NS_PER_MS), segment_demand=((0.1,), (0.1,)),
+        )
+    )  # fmt: skip
+    fluid = FluidPredictor(features, ReducedMap(features).begin(), lanes=LANES)
+    whole = flight(A, 0, NOW)
+    resumed = InFlight(
+        dispatch_id=1, variant=A, lane=1, share=1.0, decided_at=NOW, started_at=NOW, segment=1, end_segment=2,
+        boundary_at=None,
+    )  # fmt: skip
+    ends = [
+        fluid.predict(Snapshot(at=NOW, in_flight=(one,), load=None), []).baseline_finish_at[0][0] - NOW
+        for one in (whole, resumed)
+    ]
+    assert ends[1] == pytest.approx(0.4 * ends[0], rel=0.01)

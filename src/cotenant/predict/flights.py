@@ -98,8 +98,10 @@ class FlightTables:
         overlaps, last = flight.overlaps, known.n_segments - 1
         if flight.started_at is None:
             begin, segment, overlaps = OPEN, min(flight.segment, last), ()
-        elif flight.boundary_at is not None and flight.end_segment == known.n_segments:
-            begin, segment = flight.boundary_at, min(flight.segment, last)
+        elif flight.end_segment == known.n_segments:
+            # without a boundary yet it is where it began: not the start, for one that was resumed
+            begin = flight.started_at if flight.boundary_at is None else flight.boundary_at
+            segment = min(flight.segment, last)
         else:
             begin, segment = flight.started_at, 0
         if overlaps is not kept.overlaps:
