@@ -29,7 +29,7 @@ name = "m"
 source = "zoo:mobilenet"
 max_batch = 2
 """
-QUICK = ProbeBudget(per_model_s=0.02, rounds=1, min_rounds=1, min_runs=1)
+QUICK = ProbeBudget(per_model_s=0.3, rounds=2, min_rounds=1, min_runs=2)
 
 
 @pytest.fixture
