@@ -11,8 +11,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
-from cotenant.domain import Axes, JobClass, ModelSpec, Request, Snapshot, Variant
-from cotenant.ports import Forecast
+from cotenant.domain import Axes, JobClass, ModelSpec, Request, Variant
 from cotenant.schedule.queue import NEVER, DeadlineQueue, due
 from cotenant.schedule.view import Suspended, View
 
@@ -50,38 +49,14 @@ class Offer:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Outlook:
-    """What a forecast says of one candidate: its finish as quantiles, how the dispatches in flight would then
-    end (in their order), and what the predictor wants to see again when it learns from it."""
-
-    finish_at: Sequence[int]
-    in_flight_finish_at: Sequence[Sequence[int]]
-    features: tuple[float, ...]
-    version: int
-
-
-def outlook(forecast: Forecast, index: int) -> Outlook:
-    """What `forecast` says of its candidate `index`."""
-    return Outlook(
-        finish_at=forecast.finish_at[index],
-        in_flight_finish_at=forecast.in_flight_finish_at[index],
-        features=forecast.features[index] if forecast.features else (),
-        version=forecast.version,
-    )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Choice:
     """One dispatch that a policy wants: a new batch (`offer`), or one that was stopped (`resume`). `why` goes
-    to the log. `outlook`, of a start at this instant, where the policy has asked for one, and the `snapshot`
-    that it was asked on."""
+    to the log."""
 
     lane: int
     why: str
     offer: Offer | None = None
     resume: Suspended | None = None
-    outlook: Outlook | None = None
-    snapshot: Snapshot | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

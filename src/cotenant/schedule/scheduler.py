@@ -45,7 +45,7 @@ from cotenant.domain import (
 )
 from cotenant.ports import LaneInfo, LoadMeter, Predictor
 from cotenant.schedule.overlap import overlap_begins, overlap_ends
-from cotenant.schedule.plan import Choice, Outlook, outlook
+from cotenant.schedule.plan import Choice
 from cotenant.schedule.policy import Policy
 from cotenant.schedule.queue import NEVER, due
 from cotenant.schedule.view import Flight, LaneState, Suspended, View
@@ -376,10 +376,10 @@ class Scheduler:
         suspended = choice.resume
         assert suspended is not None
         self.view.suspended.remove(suspended)
-        snapshot = choice.snapshot or self.view.snapshot()
+        snapshot = self.view.snapshot()
         before, segment = suspended.dispatch, suspended.segment
         lane = self.view.lanes[choice.lane]
-        prediction = self._predict(before.variant, lane, snapshot, choice.outlook, segment)
+        prediction = self._predict(before.variant, lane, snapshot, segment)
         self._n_dispatches += 1
         resumed = structs.replace(
             before,
@@ -404,7 +404,7 @@ class Scheduler:
             offer.queue.remove(request.id)
             self._where.pop(request.id, None)
         self._n_dispatches += 1
-        snapshot = choice.snapshot or view.snapshot()
+        snapshot = view.snapshot()
         dispatch = Dispatch(
             id=self._n_dispatches,
             variant=offer.variant,
@@ -416,7 +416,7 @@ class Scheduler:
             latest_start_at=None if offer.due_at >= NEVER else offer.latest_start_at,
             first_segment=0,
             end_segment=view.specs[offer.queue.model].n_segments,
-            prediction=self._predict(offer.variant, lane, snapshot, choice.outlook),
+            prediction=self._predict(offer.variant, lane, snapshot),
             snapshot=snapshot,
             why=choice.why,
         )
@@ -449,32 +449,24 @@ class Scheduler:
         self._actions.append(dispatch)
 
     def _predict(
-        self,
-        variant: Variant,
-        lane: LaneState,
-        snapshot: Snapshot,
-        found: Outlook | None,
-        first_segment: int = 0,
+        self, variant: Variant, lane: LaneState, snapshot: Snapshot, first_segment: int = 0
     ) -> Prediction:
-        """The prediction to issue, which also revises those of what is in flight; `found` where the policy
-        has asked already."""
+        """The prediction to issue, which also revises those of what is in flight."""
         view = self.view
         n_in_flight = len(view.flights)
-        if found is None:
-            start_at = view.free_at(lane)
-            candidate = Candidate(
-                variant=variant, lane=lane.info.index, start_at=start_at, first_segment=first_segment
-            )
-            found = outlook(view.predictor.predict(snapshot, [candidate]), 0)
+        candidate = Candidate(
+            variant=variant, lane=lane.info.index, start_at=view.free_at(lane), first_segment=first_segment
+        )
+        found = view.predictor.predict(snapshot, [candidate])
         if n_in_flight:
-            self._revise(found.in_flight_finish_at, found.version, n_in_flight)
+            self._revise(found.in_flight_finish_at[0], found.version, n_in_flight)
         return Prediction(
             issued_at=view.at,
-            finish_at=tuple(found.finish_at),
+            finish_at=tuple(found.finish_at[0]),
             slo_level=view.specs[variant.model].slo_percentile,
             version=found.version,
             corunners=n_in_flight,
-            features=found.features,
+            features=found.features[0] if found.features else (),
         )
 
     def _revise(self, finish_at: Sequence[Sequence[int]], version: int, n_in_flight: int) -> None:
