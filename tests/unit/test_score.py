@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from cotenant.domain import LEVELS
 from cotenant.schedule.queue import NEVER
-from cotenant.schedule.score import chance, expected_met, overlap
+from cotenant.schedule.score import benefit, chance, expected_met
 from cotenant.schedule.skip import look_ahead
 
 rows = st.lists(st.integers(1, 10**9), min_size=4, max_size=4).map(lambda values: [*sorted(values), 10**9])
@@ -35,24 +35,21 @@ def test_work_without_a_deadline_counts_nothing():
 
 
 def test_the_overlap_of_two_that_do_not_disturb_each_other_is_free():
-    found = overlap(0, 50, [100], [100], 50)
-    assert found.benefit == 1.0
-    assert found.saved_ns == 50
+    assert benefit(0, 50, 100, 100, 50) == 1.0
 
 
 def test_the_overlap_of_two_that_only_take_turns_gains_nothing():
-    assert overlap(0, 50, [100], [150], 100).benefit == 0.0
+    assert benefit(0, 50, 100, 150, 100) == 0.0
 
 
 def test_an_overlap_that_costs_is_negative():
-    assert overlap(0, 50, [100], [180], 170).benefit < 0.0
+    assert benefit(0, 50, 100, 180, 170) < 0.0
 
 
 def test_the_order_of_two_that_overlap_does_not_matter():
-    parasite = overlap(0, 18, [32], [32], 39)  # a short one joins a long one and outlasts it
-    host = overlap(0, 32, [18], [39], 32)
-    assert abs(parasite.saved_ns - host.saved_ns) < 1e-9
-    assert abs(parasite.benefit - host.benefit) < 1e-9
+    parasite = benefit(0, 18, 32, 32, 39)  # a short one joins a long one and outlasts it
+    host = benefit(0, 32, 18, 39, 32)
+    assert abs(parasite - host) < 1e-9
 
 
 BUCKETS = [(1, 30, 31), (2, 48, 50), (4, 92, 95), (8, 179, 185)]

@@ -305,6 +305,7 @@ class Scheduler:
         if lane is not None:
             self.view.lanes[lane].usable = change == "restarted"
             self.view.lanes_changed()
+            self.view.turned()
             self._busy_changed()
 
     def _give_up_hung(self) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from cotenant.schedule.queue import NEVER
 
@@ -25,24 +24,22 @@ def chance(finish_at: Sequence[int], deadline_at: int) -> float:
 
 def expected_met(finish_at: Sequence[int], dues: Sequence[int]) -> float:
     """Expected number of `dues` (ns) that are met; work without a deadline counts nothing."""
-    return sum(chance(finish_at, due_at) for due_at in dues if due_at < NEVER)
+    met = 0.0
+    for due_at in dues:
+        if due_at < NEVER:
+            met += chance(finish_at, due_at)
+    return met
 
 
-@dataclass(frozen=True, slots=True)
-class Overlap:
-    """How far a batch overlaps with what is in flight. `saved_ns`: by how much the device is done earlier
-    than one after the other; `benefit`: that as a share of the smaller of the two works that overlap, 1 where
-    it comes for free, 0 where overlap gains nothing, negative where it costs."""
+def benefit(at: int, alone_ns: float, done_at: int, then_at: int, finish_at: int) -> float:
+    """How far a batch overlaps with what is in flight: by how much the device is done earlier than one after
+    the other, as a share of the smaller of the two works that overlap. 1 where it comes for free, 0 where
+    overlap gains nothing, negative where it costs.
 
-    saved_ns: float
-    benefit: float
-
-
-def overlap(at: int, alone_ns: float, before: Sequence[int], after: Sequence[int], finish_at: int) -> Overlap:
-    """The overlap of a batch that takes `alone_ns` by itself and ends at `finish_at` when it starts at `at`
-    beside work that would end at `before`, and then ends at `after` (medians, ns)."""
-    rest, rest_after, span = max(before) - at, max(after) - at, finish_at - at
+    The batch takes `alone_ns` by itself and ends at `finish_at` when it starts at `at` beside work that would
+    all be done at `done_at`, and then is at `then_at` (medians, ns)."""
+    rest, rest_after, span = done_at - at, then_at - at, finish_at - at
     saved = rest + alone_ns - max(rest_after, span)
     mine = alone_ns - max(0, span - rest_after)
     theirs = rest - max(0, rest_after - span)
-    return Overlap(saved, saved / max(1.0, 0.02 * alone_ns, min(mine, theirs)))
+    return saved / max(1.0, 0.02 * alone_ns, min(mine, theirs))

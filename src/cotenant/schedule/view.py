@@ -131,6 +131,7 @@ class View:
         """Grows whenever something begins or ends on a lane."""
         self._apart: list[LaneState] | None = None
         self._snapshot: Snapshot | None = None
+        self._in_flight: tuple[InFlight, ...] | None = None
 
     def waiting(self) -> Sequence[DeadlineQueue]:
         """The queues that hold something."""
@@ -201,9 +202,17 @@ class View:
         of it can then be kept."""
         load, known = self.load.estimate(self.at), self._snapshot
         if known is None or known.at != self.at or known.load is not load:
-            flights = tuple([flight.snapshot() for flight in self.flights.values()])
-            known = self._snapshot = Snapshot(at=self.at, in_flight=flights, load=load)
+            known = self._snapshot = Snapshot(at=self.at, in_flight=self._in_flight_now(), load=load)
         return known
+
+    def snapshot_alone(self) -> Snapshot:
+        """The same without the load: a predictor then counts on nobody who joins."""
+        return Snapshot(at=self.at, in_flight=self._in_flight_now())
+
+    def _in_flight_now(self) -> tuple[InFlight, ...]:
+        if self._in_flight is None:
+            self._in_flight = tuple([flight.snapshot() for flight in self.flights.values()])
+        return self._in_flight
 
     def turned(self) -> None:
         """Something began or ended on a lane."""
@@ -212,7 +221,7 @@ class View:
 
     def flights_changed(self) -> None:
         """Something in flight began, went on or ended."""
-        self._snapshot = None
+        self._snapshot = self._in_flight = None
 
     def fits(self, axes: Axes, outer: Axes) -> bool:
         """Whether a request with bucket sizes `axes` can run, padded, in a batch of sizes `outer`."""

@@ -27,8 +27,8 @@ from cotenant.schedule.jobs import Job, next_jobs
 from cotenant.schedule.last_lane import LastLane
 from cotenant.schedule.packing import Packing
 from cotenant.schedule.plan import Choice, Plan, wait_until
-from cotenant.schedule.queue import NEVER
-from cotenant.schedule.score import expected_met, overlap
+from cotenant.schedule.queue import NEVER, DeadlineQueue
+from cotenant.schedule.score import benefit, expected_met
 from cotenant.schedule.view import Flight, LaneState, View
 
 LOOKED_AT = 4
@@ -66,6 +66,14 @@ class Ours:
     _turned_down: dict[int | str, tuple[int, int]] = field(default_factory=dict)
     """Jobs turned down since something last began or ended: version of the queue, and when to try again."""
     _turn: int = -1
+    _seen: Sequence[DeadlineQueue] = ()
+    _versions: Sequence[int] = ()
+    _retry_at: int = 0
+    _wake_at: int | None = None
+    """What waited when all jobs were turned down last, when the first may be tried again, and what was to
+    be waited for."""
+    _free: tuple[int, LaneState | None] = (-1, None)
+    """The freest lane, as of a turn."""
     _packing: Packing = field(default_factory=Packing)
     _last: LastLane = field(default_factory=LastLane)
     _ends: Mapping[int, int] = field(default_factory=dict)
@@ -77,15 +85,22 @@ class Ours:
 
     def plan(self, view: View) -> Plan:
         """One job to start beside what is in flight, or a dispatch to stop for one."""
+        if self._nothing_new(view):
+            return Plan(wake_at=self._wake_at)
         jobs, gone = next_jobs(view, LOOKED_AT, self._packing.passed_over(view, self._ends))
         if gone:
             return Plan(drop=gone)
         if not jobs:
             return Plan()
-        lane = freest_lane(view)
+        lane = self._freest_lane(view)
         if not view.flights:
             return Plan() if lane is None else self._alone(view, jobs, lane)
         return self._beside(view, jobs, lane)
+
+    def _freest_lane(self, view: View) -> LaneState | None:
+        if self._free[0] != view.turn:
+            self._free = view.turn, freest_lane(view)
+        return self._free[1]
 
     # --- nothing is in flight ---------------------------------------------------------------------------
 
@@ -118,8 +133,8 @@ class Ours:
         if lane is not None:
             tried = [job for job in tried if not self._keeps_from(view, job)]
         if not tried:
-            return Plan(wake_at=_next_chance(view, jobs))
-        snapshot = structs.replace(view.snapshot(), load=None)
+            return self._wait(view, jobs)
+        snapshot = view.snapshot_alone()
         candidates = []
         if lane is not None and self.overlaps:
             candidates = [
@@ -134,8 +149,9 @@ class Ours:
         forecast = view.predictor.predict(snapshot, candidates)
         self._see(view, forecast.baseline_finish_at)
         if lane is not None and candidates:
+            done_at = max([row[0] for row in forecast.baseline_finish_at])
             for index, job in enumerate(tried):
-                why = self._joins(view, job, forecast, index)
+                why = self._joins(view, job, forecast, index, done_at)
                 if why:
                     self._learn_cost(view, job, forecast, index)
                     return Plan(
@@ -144,38 +160,46 @@ class Ours:
         stopped = self._stop_for(view, tried, forecast, snapshot) if self.stops else ()
         for job in tried:
             self._turn_down(view, job)
-        return Plan(preempt=stopped, wake_at=_next_chance(view, jobs))
+        return self._wait(view, jobs, stopped)
+
+    def _wait(self, view: View, jobs: Sequence[Job], stopped: Sequence[int] = ()) -> Plan:
+        """Nothing starts now."""
+        self._seen = view.waiting()
+        self._versions = [queue.version for queue in self._seen]
+        self._retry_at = min([self._turned_down.get(_key(job), (0, 0))[1] for job in jobs])
+        self._wake_at = _next_chance(view, jobs)
+        return Plan(preempt=stopped, wake_at=self._wake_at)
 
     def _keeps_from(self, view: View, job: Job) -> bool:
         """Whether the last lane that shares no compute with others is kept for shorter work."""
         return job.offer is not None and self._last.kept_until(view, job.offer) is not None
 
-    def _joins(self, view: View, job: Job, forecast: Forecast, index: int) -> str:
-        """Why the job should start now beside what is in flight; empty when it should not."""
-        at = view.at
+    def _joins(self, view: View, job: Job, forecast: Forecast, index: int, done_at: int) -> str:
+        """Why the job should start now beside what is in flight, which would be done at `done_at`; empty when
+        it should not."""
         before, after = forecast.baseline_finish_at, forecast.in_flight_finish_at[index]
         finish_at = forecast.finish_at[index]
+        then_at = max([row[0] for row in after])
+        free = benefit(view.at, job.median_ns, done_at, then_at, finish_at[0])
+        if free <= URGENT_BENEFIT:
+            return ""
         harm = 0.0
         for flight, was, then in zip(view.flights.values(), before, after, strict=True):
             if flight.job_class is JobClass.PROTECTED and _breaks(view, flight, was, then, job):
                 return ""
             if flight.due_at < then[3]:
                 harm += expected_met(was, flight.dues) - expected_met(then, flight.dues)
-        done_at = max(row[0] for row in before)
         gain = 0.0
         if job.due_at < NEVER:
             gain = expected_met(finish_at, job.dues) - expected_met(_alone_from(done_at, job), job.dues)
         worth = gain - CARE * harm
         if worth < NO_LOSS:
             return ""
-        found = overlap(
-            at, job.median_ns, [row[0] for row in before], [row[0] for row in after], finish_at[0]
-        )
-        if worth > LEAST_GAIN and found.benefit > URGENT_BENEFIT:
+        if worth > LEAST_GAIN:
             return f"cannot wait: {worth:+.2f} deadlines"
-        wait_ns = max(0, min(done_at, job.latest_start_at) - at)
-        if found.benefit > max(LEAST_BENEFIT, self._saved_by_waiting(view, job, wait_ns)):
-            return f"overlap: {found.benefit:.0%} free"
+        wait_ns = max(0, min(done_at, job.latest_start_at) - view.at)
+        if free > max(LEAST_BENEFIT, self._saved_by_waiting(view, job, wait_ns)):
+            return f"overlap: {free:.0%} free"
         return ""
 
     def _see(self, view: View, finish_at: Sequence[Sequence[int]]) -> None:
@@ -252,6 +276,15 @@ class Ours:
         return flight.dispatch.id if gain - CARE * harm > GAIN_BY_STOPPING else None
 
     # --- not asking twice ---------------------------------------------------------------------------
+
+    def _nothing_new(self, view: View) -> bool:
+        """Whether all jobs were turned down a moment ago, with the same in flight and the same waiting."""
+        return (
+            view.turn == self._turn
+            and view.at < self._retry_at
+            and view.waiting() is self._seen
+            and [queue.version for queue in self._seen] == self._versions
+        )
 
     def _waits(self, view: View, job: Job) -> bool:
         """Whether the job was turned down a moment ago and nothing has changed since."""
