@@ -226,7 +226,9 @@ class State:
         i[ek.PHASE], i[ek.SERIAL], i[ek.PROGRAM] = ek.GAP, serial, program.index
         i[ek.POS] = program.first if first == 0 else program.ends[first - 1]
         i[ek.SEGMENT], i[ek.NEXT], i[ek.END] = first, program.ends[first], program.ends[end - 1]
-        f[ek.LEFT_OLD], f[ek.PACE], i[ek.STALLS_AT] = after_ns, 1.0, -1
+        f[:] = 0.0
+        f[ek.LEFT_OLD], f[ek.LEFT_NEW], f[ek.STRETCH] = after_ns, ek.FOREVER, 1.0
+        f[ek.PACE], i[ek.STALLS_AT] = 1.0, -1
         noise = self.noise
         if noise.run_sigma > 0.0:
             f[ek.PACE] = np.exp(noise.run_sigma * ek.gaussian(self.seed, serial, -1))
@@ -246,7 +248,8 @@ class State:
         self.i[stream, ek.PHASE] = ek.IDLE
         self.f[stream] = 0.0
         table, _ = self.programs.tables()
-        ek._give_out(self.i, self.f, self.settings, table)
+        ek.give_out(self.i, self.f, self.settings, table)
+        ek.give_engines(self.i, self.f, table)
 
     def advance(self, until: float = FOREVER, at_boundaries: bool = False) -> int:
         """Go on until `until` or the end of a run: see `engine_kernels.advance`."""
