@@ -92,6 +92,16 @@ def gaussian(seed: int, serial: int, n: int) -> float:
 
 
 @_compiled
+def begin(i: Array, f: Array, s: int, run: Array, after_ns: float) -> None:
+    """Put a run on an idle stream, its first kernel `after_ns` from now. `run`: N_INTS, all about it."""
+    for n in range(N_INTS):
+        i[s, n] = run[n]
+    for n in range(N_FLOATS):
+        f[s, n] = 0.0
+    f[s, LEFT_OLD], f[s, LEFT_NEW], f[s, STRETCH], f[s, PACE] = after_ns, FOREVER, 1.0, 1.0
+
+
+@_compiled
 def _noise(serial: int, pos: int, pace: float, now: float, settings: Array, seed: int) -> float:
     """Factor on the span of a kernel that arrives now."""
     factor = pace
