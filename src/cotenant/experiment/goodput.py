@@ -150,8 +150,8 @@ def _followed(
 
 
 def hinted_at(hint: Points, level: float) -> float:
-    """The scale at which a curve, made to fall, attains `level` (at most 1 - LEAST_MISSES): its first where it
-    attains less everywhere; beyond its last as if what is too much were shed."""
+    """The scale at which a curve, made to fall, attains `level` (at most 1 - LEAST_MISSES): its first where
+    it attains less everywhere; beyond its last as if what is too much were shed."""
     level = min(level, 1 - LEAST_MISSES)
     least, falling = 0.0, []
     for scale, attained in reversed(hint):

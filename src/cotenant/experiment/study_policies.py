@@ -33,7 +33,7 @@ from cotenant.experiment.scouting import Make, scout
 from cotenant.experiment.tuning import CANDIDATES, TunedOn, tune, tuned_on
 from cotenant.experiment.workers import Choice, InlineWorkers, ProcessWorkers, Run, Workers, World
 
-CURVE_REQUESTS, LEAST_CURVE = 5000, 0.08
+CURVE_REQUESTS, LEAST_CURVE = 4500, 0.08
 """Requests that a run of the curve is shortened to, but not below this share of the scenario's time. Where
 scales are named, runs are whole."""
 SCOUT_REQUESTS, LEAST_SCOUT = 1500, 0.05
