@@ -212,7 +212,7 @@ def test_where_nobody_watches_a_line_now_and_then_says_what_a_study_is_at() -> N
         told("curves", 0, 0)
     assert out.getvalue().splitlines() == [
         "0:00 headline: tuning",
-        "0:20 headline: tuning, 20 of 90 runs known of",
-        "0:40 headline: tuning, 40 of 90 runs known of",
+        "0:20 headline: tuning, 20 of 90 runs",
+        "0:40 headline: tuning, 40 of 90 runs",
         "1:01 headline: curves",
     ]

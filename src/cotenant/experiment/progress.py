@@ -49,7 +49,7 @@ def _lines(console: Console, clock: Clock, before: str) -> Told:
         now = clock.now()
         if what == stage and now - written_at < EVERY_S * NS_PER_S:
             return
-        runs = f", {done} of {known} runs known of" if what == stage else ""
+        runs = f", {done} of {known} runs" if what == stage else ""
         minutes, seconds = divmod((now - began) // NS_PER_S, 60)
         console.print(
             f"{minutes}:{seconds:02d} {before}{what}{runs}", highlight=False, markup=False, soft_wrap=True
