@@ -150,7 +150,7 @@ def test_the_setting_that_holds_95_per_cent_longest_wins(capacities: list[float]
     candidates = CANDIDATES["k_edf"]
     winner, n_runs = screened(dict(zip(candidates, capacities, strict=True)), start)
     assert dict(zip(candidates, capacities, strict=True))[winner] >= max(capacities) * 0.999
-    assert n_runs <= 100
+    assert n_runs <= 110
 
 
 def test_of_equals_the_usual_setting_wins() -> None:

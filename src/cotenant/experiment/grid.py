@@ -18,10 +18,15 @@ from cotenant.experiment.goodput import Limits, Points, bracket, hinted_at, posi
 TOP, BOTTOM, DENSE_AT = 0.99, 0.70, 0.75
 FEWEST, MOST = 12, 14
 """Scales of a curve as first laid."""
-COARSE = 24
-"""Steps of the ladder between scouting runs (27 %)."""
-WIDE = 36
-"""Steps between the scales of a curve where nothing happens (43 %)."""
+COARSE = 32
+"""Steps of the ladder between scouting runs (37 %)."""
+WIDE = 40
+"""Steps between the scales of a curve where nothing happens (49 %)."""
+CALM = 8
+"""Steps below where a policy seems to pass 99 % at which the curve begins."""
+LOST = 5
+"""Steps above where the last policy seems to pass 70 % at which it ends: going a little further at once
+costs less than another scale."""
 NEAREST = 3
 """Fewest steps between two scales."""
 NEAR = 12
@@ -51,7 +56,7 @@ def outline(seen: Mapping[float, float]) -> Outline:
     points: Points = sorted(seen.items())
     passed = dense.held is not None and dense.broken is not None
     return Outline(
-        low=min(seen) if top.held is None else top.held,
+        low=min(seen) if top.held is None else max(top.held, hinted_at(points, TOP) / scale_at(CALM)),
         high=max(seen) if bottom.broken is None else hinted_at(points, BOTTOM),
         passing=hinted_at(points, DENSE_AT) if passed else None,
     )
@@ -60,7 +65,7 @@ def outline(seen: Mapping[float, float]) -> Outline:
 def laid(outlines: Mapping[str, Outline], reference: str | None, limits: Limits) -> list[float]:
     """The scales of the curve, ascending. `reference`: the policy whose 75 % matters most."""
     first = limits.within(math.floor(position(min(o.low for o in outlines.values()))))
-    last = limits.within(math.ceil(position(max(o.high for o in outlines.values()))) + 2)
+    last = limits.within(math.ceil(position(max(o.high for o in outlines.values()))) + LOST)
     last = max(last, first + (FEWEST - 1) * NEAREST)
     n = min(max(math.ceil((last - first) / WIDE) + 1, FEWEST), MOST)
     passing = {name: position(o.passing) for name, o in outlines.items() if o.passing is not None}

@@ -33,10 +33,10 @@ from cotenant.experiment.scouting import Make, scout
 from cotenant.experiment.tuning import CANDIDATES, TunedOn, tune, tuned_on
 from cotenant.experiment.workers import Choice, InlineWorkers, ProcessWorkers, Run, Workers, World
 
-CURVE_REQUESTS, LEAST_CURVE = 4500, 0.08
+CURVE_REQUESTS, LEAST_CURVE = 3600, 0.05
 """Requests that a run of the curve is shortened to, but not below this share of the scenario's time. Where
 scales are named, runs are whole."""
-SCOUT_REQUESTS, LEAST_SCOUT = 1500, 0.05
+SCOUT_REQUESTS, LEAST_SCOUT = 1500, 0.04
 """The same of runs that look where attainment falls."""
 SPREAD = ("attainment", "goodput_per_s", "tail_variability")
 """Figures of the curve that get an interval over seeds."""
