@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from cotenant.catalogue import places
@@ -29,6 +28,7 @@ from cotenant.config import load_scenario
 from cotenant.cores import available_cores
 from cotenant.experiment.policies_setup import StudyConfig, known_policies
 from cotenant.experiment.policies_summary import LEVELS
+from cotenant.experiment.progress import progress
 from cotenant.experiment.study_policies import study
 
 console = Console(width=None if sys.stdout.isatty() else 120)
@@ -40,21 +40,10 @@ def target(folder: Path, scenario: Path) -> Path:
 
 
 def run(scenario: Path, config: StudyConfig, store: Path | None) -> dict[str, Any]:
-    """One study, with a progress bar."""
-    with Progress(
-        TextColumn(scenario.stem + ": {task.description}"),
-        BarColumn(),
-        TextColumn("{task.completed:.0f}/{task.total:.0f} runs"),
-        TimeElapsedColumn(),
-        console=Console(stderr=True),
-        transient=True,
-    ) as bar:
-        task = bar.add_task("starting", total=1)
-
-        def told(what: str, done: int, known: int) -> None:
-            bar.update(task, description=what, completed=done, total=max(1, known))
-
-        return study(load_scenario(scenario), places(store), config, MonotonicClock(), told)
+    """One study, telling what it is at."""
+    clock = MonotonicClock()
+    with progress(Console(stderr=True), clock, scenario.stem) as told:
+        return study(load_scenario(scenario), places(store), config, clock, told)
 
 
 def rounded(value: Any) -> Any:

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 WIDE = 120
 """Columns of what is not a terminal."""
@@ -112,6 +109,7 @@ def policies(
     from cotenant.experiment.policies_plots import draw_policies
     from cotenant.experiment.policies_report import show_policies
     from cotenant.experiment.policies_setup import StudyConfig, known_policies
+    from cotenant.experiment.progress import progress
     from cotenant.experiment.study_policies import study as run_study
 
     try:
@@ -125,8 +123,9 @@ def policies(
             _check_writable(
                 flag, path, folder=flag == "--plot" and path is not None and path.suffix != ".png"
             )
-        with _bar() as told:
-            result = run_study(load_scenario(scenario), places(store), config, MonotonicClock(), told)
+        clock = MonotonicClock()
+        with progress(to_stderr, clock) as told:
+            result = run_study(load_scenario(scenario), places(store), config, clock, told)
         if json_file is not None:
             json_file.write_text(json.dumps(result, indent=1, allow_nan=False) + "\n", encoding="utf-8")
         show_policies(to_stdout, result)
@@ -164,26 +163,6 @@ def _check_writable(flag: str, path: Path | None, *, folder: bool = False) -> No
             file.unlink()
     except OSError as error:
         raise ValueError(f"{flag}: {path} cannot be written: {error.strerror}") from None
-
-
-@contextmanager
-def _bar() -> Iterator[Callable[[str, int, int], None]]:
-    """A progress bar per stage on stderr; quiet where nobody watches."""
-    bar = Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn("{task.completed:.0f}/{task.total:.0f} runs"),
-        TimeElapsedColumn(),
-        console=to_stderr,
-        transient=True,
-    )
-    with bar:
-        task = bar.add_task("starting", total=1)
-
-        def told(what: str, done: int, known: int) -> None:
-            bar.update(task, description=what, completed=done, total=max(1, known))
-
-        yield told
 
 
 def _fail(message: str) -> typer.Exit:

@@ -130,6 +130,20 @@ def test_copies_of_one_direction_wait_for_each_other_and_disturb_no_kernel() -> 
     assert ends == pytest.approx([50_000, 100_000, 50_000, 60_000])
 
 
+def test_what_is_dropped_leaves_its_sms_and_its_copy_engine_to_what_waits() -> None:
+    programs = Programs(V100)
+    for name, row in (("copy", (kn.COPY_IN, 0.0, 50_000.0)), ("full", (kn.COMPUTE, 80.0, 50_000.0))):
+        programs.add(Variant(name, 1), made([row]))
+    state = State.idle(programs, 4, SILENT, seed=0)
+    for stream, name in enumerate(("copy", "copy", "full", "full")):
+        state.begin(stream, programs.of[Variant(name, 1)], stream, 0, 1, 0.0)
+    assert state.advance(20_000.0) == -1
+    state.drop(0)
+    state.drop(2)
+    ends = {state.advance(): state.now for _ in range(2)}
+    assert ends == pytest.approx({1: 70_000.0, 3: 70_000.0})
+
+
 def test_clocks_fall_when_the_power_is_above_the_cap() -> None:
     hot = [(kn.COMPUTE, 29.0, 1_000_000.0)]
     streaming = [(kn.MEMORY, 29.0, 1_000_000.0)]

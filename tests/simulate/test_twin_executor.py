@@ -249,6 +249,19 @@ def test_the_truth_is_what_then_happens_and_asking_changes_nothing() -> None:
     assert found.candidate_end_at[0] == pytest.approx(bench.ends()[4].ended_at, abs=2)
 
 
+def test_what_was_foreseen_of_a_candidate_is_foreseen_once_it_is_in_flight() -> None:
+    bench = Bench(noise=Noise(run_sigma=0.1, kernel_sigma=0.1, stall_chance=1.0))
+    bench.start("copying", 0)
+    bench.go(300 * US)
+    candidate = Candidate(variant=Variant("wide", 1), lane=1, start_at=300 * US)
+    before = bench.device.truth([candidate])
+    assert bench.device.truth([candidate]) == before
+    bench.start("wide", 1)
+    assert bench.device.truth([]).baseline == before.beside[0] | {2: before.candidate_end_at[0]}
+    bench.go(800 * US)  # the noise of kernels that have begun is known
+    assert bench.device.truth([]).baseline != before.beside[0] | {2: before.candidate_end_at[0]}
+
+
 def test_a_candidate_behind_others_begins_when_they_have_ended() -> None:
     bench = Bench()
     bench.start("narrow", 0)

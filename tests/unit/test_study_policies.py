@@ -8,6 +8,7 @@ import os
 import shutil
 import signal
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -99,6 +100,9 @@ def test_a_study_keeps_the_contract(study: Study, scenario: Path, tmp_path: Path
     curves = [[point["scale"] for point in row["curve"]] for row in found["policies"]]
     assert curves[0] == curves[1] == sorted(set(curves[0]))
     assert len(curves[0]) >= 12
+    assert [[point["part"] for point in row["curve"]] for row in found["policies"]] == [
+        [1.0] * len(curves[0])
+    ] * 2
     for row in found["policies"]:
         for level in ("0.95", "0.99"):
             goodput = row["goodput_per_s"][level]
@@ -193,6 +197,14 @@ def test_a_run_that_fails_in_a_process_says_which_and_why(world: World) -> None:
         with pytest.raises(StudyError, match=r"policy nonesuch, seed 7, scale 0\.5: unknown policy"):
             workers.done()
     assert not multiprocessing.active_children()
+
+
+def test_a_process_takes_the_run_that_is_expected_to_last_longest(world: World) -> None:
+    short = replace(world, scenario=shortened(world.scenario, 0.1))
+    with ProcessWorkers(short, 1) as workers:
+        for seed, expected_s in ((1, 1.0), (2, 3.0), (3, 9.0), (4, 3.0)):
+            workers.submit(Run(Choice("fcfs"), seed, 0.5), expected_s)
+        assert [workers.done()[0].seed for _ in range(4)] == [1, 3, 2, 4], "the first was begun at once"
 
 
 def test_a_process_that_dies_is_named_and_the_others_are_stopped(world: World) -> None:

@@ -6,6 +6,10 @@ above it, which by that definition is below the level. It widens until both exis
 where the logarithm of the misses, interpolated, crosses the level; where that narrows too slowly it bisects.
 It ends when the two are one step apart.
 
+Where a curve of the same policy is known (of shorter runs or other seeds), it serves as a `hint`: `start` is
+a guess of the answer, and how far to go from a run is read from how far the hint goes between two
+attainments. A hint moves where runs are asked for, never what they mean.
+
 Attainment need not fall steadily: what is returned is the largest scale *that was seen* to hold the level,
 with the next step seen to break it. On a curve that falls steadily that is the largest step that holds it,
 whatever was known before.
@@ -68,25 +72,41 @@ def bracket(seen: Mapping[float, float], level: float) -> Bracket:
     return Bracket(held=held, broken=min(above, default=None))
 
 
+Points = Sequence[tuple[float, float]]
+"""(scale, value), ascending in scale."""
 Asking = Generator[float, float, float | None]
 """Yields a scale to run, is sent the attainment there, returns the scale found (None: no load holds it)."""
 
 
 def search(
-    seen: Mapping[float, float], level: float, *, start: float, limits: Limits, step: int = 1
+    seen: Mapping[float, float],
+    level: float,
+    *,
+    start: float,
+    limits: Limits,
+    step: int = 1,
+    hint: Points = (),
 ) -> Asking:
     """The largest scale that holds `level` (0..1), to `step` steps; `limits` when it holds everywhere.
 
-    `seen`: attainment by scale already known, on the ladder or not. `start`: where to begin without."""
+    `seen`: attainment by scale already known, on the ladder or not. `start`: where to begin without; with a
+    `hint`, where the answer is expected."""
     seen = dict(seen)
     widths: list[float] = []
     asked: float | None = None
+    n_asked = 0
     while True:
         found = bracket(seen, level)
+        guess = position(start) if hint and not n_asked else None
         if found.held is None and found.broken is None:
             index = limits.within(step * round(position(start) / step))
+        elif guess is not None and _holds(found, guess, step):
+            index = limits.within(step * round(guess / step))
         elif found.held is None or found.broken is None:
-            edge = _widened(seen, found, level, step, limits)
+            if hint:
+                edge = _followed(seen, found, level, hint, step * 2 ** max(n_asked - 1, 0), step, limits)
+            else:
+                edge = _widened(seen, found, level, step, limits)
             if edge is None:
                 return found.held
             index = edge
@@ -99,6 +119,52 @@ def search(
             index = inside[len(inside) // 2] if slow else _likely(seen, found, level, inside, asked)
         asked = scale_at(index)
         seen[asked] = yield asked
+        n_asked += 1
+
+
+def _holds(found: Bracket, guess: float, step: int) -> bool:
+    """Whether a guess (steps) lies inside a bracket and not at its sides."""
+    above = found.held is None or guess >= position(found.held) + step
+    return above and (found.broken is None or guess <= position(found.broken) - step)
+
+
+def _followed(
+    seen: Mapping[float, float],
+    found: Bracket,
+    level: float,
+    hint: Points,
+    least: int,
+    step: int,
+    limits: Limits,
+) -> int | None:
+    """A step beyond all that was seen, as far off as the hint goes from what was attained there to the level,
+    at least `least` steps; None at the limit."""
+    edge = max(seen) if found.broken is None else min(seen)
+    towards = 1 if found.broken is None else -1
+    wanted = position(hinted_at(hint, level)) - position(hinted_at(hint, seen[edge]))
+    reach = min(max(towards * wanted, least), FURTHEST)
+    away = math.ceil(towards * (position(edge) + towards * reach) / step - 0.01)
+    index = limits.within(towards * step * away)
+    beyond = scale_at(index) > edge if towards > 0 else scale_at(index) < edge
+    return index if beyond else None
+
+
+def hinted_at(hint: Points, level: float) -> float:
+    """The scale at which a curve, made to fall, attains `level` (at most 1 - LEAST_MISSES): its first where
+    it attains less everywhere; beyond its last as if what is too much were shed."""
+    level = min(level, 1 - LEAST_MISSES)
+    least, falling = 0.0, []
+    for scale, attained in reversed(hint):
+        least = max(least, attained)
+        falling.append((scale, least))
+    falling.reverse()
+    if level > falling[0][1]:
+        return falling[0][0]
+    if level <= falling[-1][1]:
+        return falling[-1][0] * falling[-1][1] / max(level, 1e-3)
+    at = crosses_at(falling, level)
+    assert at is not None
+    return at
 
 
 def _widened(
@@ -153,10 +219,6 @@ def crossing(low: float, attained_low: float, high: float, attained_high: float,
         return low
     share = min(max((logs[1] - logs[0]) / (logs[2] - logs[0]), 0.0), 1.0)
     return float(low * (high / low) ** share)
-
-
-Points = Sequence[tuple[float, float]]
-"""(scale, value), ascending in scale."""
 
 
 def crosses_at(points: Points, level: float) -> float | None:

@@ -105,6 +105,11 @@ class Setting:
         fewest = math.ceil(position(FEWEST_REQUESTS / self.offered_per_scale))
         return Limits(lowest=min(fewest, start), highest=start + FURTHEST)
 
+    def part(self, scale: float, requests: int, least: float) -> float:
+        """The share of the scenario's time in which a scale offers about so many requests, not below
+        `least`."""
+        return min(1.0, max(least, round(requests / (scale * self.offered_per_scale), 3)))
+
     def load(self, scale: float) -> float:
         """Requests offered per second as a share of the saturated capacity."""
         return scale * self.offered_per_scale / self.duration_s / self.capacity_per_s

@@ -1,19 +1,21 @@
 """Settings of the simple policies that have any, chosen per scenario on seeds that results never use.
 
-How this works. The goal is goodput at 95 % attainment. A run of the first candidate's search finds about
-where that lies; there all candidates run. The best of those that hold 95 % go on to loads some steps higher,
-until none holds it; the one that would hold it longest, by interpolation, wins. Runs are shortened, all
-phases kept, and attainment is the mean over two seeds.
+How this works. The goal is goodput at 95 % attainment. Short runs of the first candidate tell about where
+that lies; there all candidates run, short too. The best few go on, on longer runs, to loads some steps higher
+or lower, until none holds 95 %; the one that would hold it longest, by interpolation, wins. All phases are
+kept, attainment is the mean over two seeds, and candidates are always compared on the same traffic.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from cotenant.experiment.chains import Chain, attained
 from cotenant.experiment.goodput import Limits, crossing, position, scale_at, search
+from cotenant.experiment.policies_setup import Setting
 from cotenant.experiment.workers import Choice, Run
 
 LEVEL = 0.95
@@ -22,11 +24,11 @@ SEEDS_FROM = 1_000_000
 N_SEEDS = 2
 COARSE = 8
 """Steps of the ladder between loads (8 %)."""
-GO_ON = 6
-"""Most candidates that go on to the next load."""
-RUN_REQUESTS = 6000
-"""Runs are shortened to about so many requests ..."""
-LEAST_PART = 0.5
+GO_ON = 4
+"""Most candidates that go on from where all ran."""
+SCREEN_REQUESTS, RUN_REQUESTS = 2000, 4000
+"""Runs are shortened to about so many requests: of all candidates, and of those that go on ..."""
+LEAST_PART = 0.1
 """... but not below this share of the scenario's time."""
 
 CANDIDATES: Mapping[str, tuple[Choice, ...]] = {
@@ -45,16 +47,18 @@ class TunedOn:
     """The runs that settings are chosen by."""
 
     seeds: tuple[int, ...]
-    part: float
+    requests: int
+    """About so many in each of those that decide."""
     start: float
     limits: Limits
+    part: Callable[[float, int, float], float]
+    """See `Setting.part`."""
 
 
-def tuned_on(seed: int, offered: float, start: float, limits: Limits) -> TunedOn:
-    """`offered`: requests of a whole run at scale `start`."""
-    part = min(1.0, max(LEAST_PART, RUN_REQUESTS / max(1.0, offered)))
-    seeds = tuple(seed + SEEDS_FROM + i for i in range(N_SEEDS))
-    return TunedOn(seeds=seeds, part=round(part, 2), start=start, limits=limits)
+def tuned_on(made: Setting) -> TunedOn:
+    """For a study."""
+    seeds = tuple(made.seeds[0] + SEEDS_FROM + i for i in range(N_SEEDS))
+    return TunedOn(seeds=seeds, requests=RUN_REQUESTS, start=made.start, limits=made.limits, part=made.part)
 
 
 def tune(name: str, on: TunedOn) -> Chain[Choice]:
@@ -67,42 +71,62 @@ def tune(name: str, on: TunedOn) -> Chain[Choice]:
         except StopIteration as stop:
             found: Choice = stop.value
             return found
-        runs = [Run(choice, seed, scale, on.part) for choice, scale in wanted for seed in on.seeds]
+        runs = [
+            Run(each.choice, seed, each.scale, on.part(each.scale, each.requests, LEAST_PART))
+            for each in wanted
+            for seed in on.seeds
+        ]
         reports = yield runs
         values = [attained(report) for report in reports]
         n = len(on.seeds)
         answer = [math.fsum(values[i : i + n]) / n for i in range(0, len(values), n)]
 
 
-Asked = list[tuple[Choice, float]]
+class Trial(NamedTuple):
+    """A candidate to run, and about how many requests."""
+
+    choice: Choice
+    scale: float
+    requests: int
 
 
 def screen(
     candidates: Sequence[Choice], start: float, limits: Limits
-) -> Generator[Asked, list[float], Choice]:
-    """Yields (candidate, scale) pairs to run, is sent attainment, returns the candidate that holds 95 % up
-    to the highest load."""
-    first, seen = candidates[0], dict[float, float]()
-    asking = search(seen, LEVEL, start=start, limits=limits, step=COARSE)
-    answer: float | None = None
-    while True:
-        try:
-            scale = next(asking) if answer is None else asking.send(answer)
-        except StopIteration as stop:
-            index = limits.lowest if stop.value is None else round(position(stop.value))
-            break
-        [answer] = yield [(first, scale)]
-    left, held, before = list(candidates), dict[Choice, float](), scale_at(index)
+) -> Generator[list[Trial], list[float], Choice]:
+    """Yields what to run, is sent attainment, returns the candidate that holds 95 % up to the highest
+    load."""
+    index = yield from _about(candidates[0], start, limits)
+    scale = scale_at(index)
+    values = yield [Trial(choice, scale, SCREEN_REQUESTS) for choice in candidates]
+    left = _best(candidates, dict(zip(candidates, values, strict=True)))
+    held, before = dict[Choice, float](), scale
     while True:
         scale = scale_at(index)
-        values = yield [(choice, scale) for choice in left]
+        values = yield [Trial(choice, scale, RUN_REQUESTS) for choice in left]
         now = dict(zip(left, values, strict=True))
         passing = [choice for choice in left if now[choice] >= LEVEL]
         if held and not passing:
             return max(left, key=lambda choice: crossing(before, held[choice], scale, now[choice], LEVEL))
         if (not passing and index <= limits.lowest) or index >= limits.highest:
             return max(left, key=lambda choice: now[choice])
-        ranked = sorted(passing or left, key=lambda choice: -now[choice])[:GO_ON]
-        left = [choice for choice in candidates if choice in ranked]
+        left = passing or left
         held, before = ({choice: now[choice] for choice in left} if passing else {}), scale
         index = limits.within(index + (COARSE if passing else -COARSE))
+
+
+def _about(first: Choice, start: float, limits: Limits) -> Generator[list[Trial], list[float], int]:
+    """The step of the ladder about which a candidate attains 95 %."""
+    asking = search({}, LEVEL, start=start, limits=limits, step=COARSE)
+    answer: float | None = None
+    while True:
+        try:
+            scale = next(asking) if answer is None else asking.send(answer)
+        except StopIteration as stop:
+            return limits.lowest if stop.value is None else round(position(stop.value))
+        [answer] = yield [Trial(first, scale, SCREEN_REQUESTS)]
+
+
+def _best(candidates: Sequence[Choice], now: Mapping[Choice, float]) -> list[Choice]:
+    """Those that go on, the usual setting before its equals."""
+    ranked = sorted(candidates, key=lambda choice: -now[choice])[:GO_ON]
+    return [choice for choice in candidates if choice in ranked]

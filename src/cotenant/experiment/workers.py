@@ -7,6 +7,7 @@ workers read the end of theirs and leave. Ctrl-C reaches this process alone, whi
 
 from __future__ import annotations
 
+import heapq
 import multiprocessing
 import os
 import signal
@@ -132,8 +133,8 @@ def perform(world: World, device: SimulatedDevice, run: Run) -> bytes:
 class Workers(Protocol):
     """Runs what is submitted, in any order. A context manager: leaving it stops what still runs."""
 
-    def submit(self, run: Run) -> None:
-        """Take a run."""
+    def submit(self, run: Run, expected_s: float = 0.0) -> None:
+        """Take a run. Those expected to take longest are begun first."""
         ...
 
     def done(self) -> tuple[Run, Report]:
@@ -159,7 +160,7 @@ class InlineWorkers:
         self._device = device_of(world.scenario, world.where)
         self._waiting: deque[Run] = deque()
 
-    def submit(self, run: Run) -> None:
+    def submit(self, run: Run, expected_s: float = 0.0) -> None:
         self._waiting.append(run)
 
     def done(self) -> tuple[Run, Report]:
@@ -179,7 +180,9 @@ class ProcessWorkers:
     def __init__(self, world: World, n: int) -> None:
         self._n = n
         self._world = world
-        self._waiting: deque[Run] = deque()
+        self._waiting: list[tuple[float, int, Run]] = []
+        """A heap: the longest first, of equals the first that came."""
+        self._n_submitted = 0
         self._idle: list[Connection] = []
         self._busy: dict[Connection, Run] = {}
         self._processes: list[multiprocessing.process.BaseProcess] = []
@@ -198,8 +201,9 @@ class ProcessWorkers:
                 self._idle.append(ours)
         return self
 
-    def submit(self, run: Run) -> None:
-        self._waiting.append(run)
+    def submit(self, run: Run, expected_s: float = 0.0) -> None:
+        heapq.heappush(self._waiting, (-expected_s, self._n_submitted, run))
+        self._n_submitted += 1
         self._hand_out()
 
     def done(self) -> tuple[Run, Report]:
@@ -221,7 +225,7 @@ class ProcessWorkers:
     def _hand_out(self) -> None:
         while self._waiting and self._idle:
             connection = self._idle.pop()
-            run = self._waiting.popleft()
+            _, _, run = heapq.heappop(self._waiting)
             self._busy[connection] = run
             try:
                 connection.send_bytes(msgspec.json.encode(run))

@@ -67,6 +67,14 @@ class Program:
     segment_ns: tuple[float, ...]
     """The same of each segment; gaps count to what follows them."""
 
+    def row(self, first: int, end: int) -> list[int]:
+        """A stream that begins segments [first, end): its N_INTS whole numbers, the run's number left 0."""
+        row = [0] * ek.N_INTS
+        row[ek.PHASE], row[ek.PROGRAM], row[ek.STALLS_AT] = ek.GAP, self.index, -1
+        row[ek.POS] = self.first if first == 0 else self.ends[first - 1]
+        row[ek.SEGMENT], row[ek.NEXT], row[ek.END] = first, self.ends[first], self.ends[end - 1]
+        return row
+
 
 class Programs:
     """Everything that a device can run, as one table. Raises ValueError for kernels of another device."""
@@ -190,8 +198,8 @@ class State:
     def silenced(self) -> State:
         """A copy in which kernels that have not begun take their expected time."""
         still = self.copy()
-        still.f[:, ek.PACE] = 1.0
-        still.i[:, ek.STALLS_AT] = -1
+        still.f[:, ek.PACE], still.f[:, ek.STALL] = 1.0, 0.0
+        still.i[:, ek.SERIAL], still.i[:, ek.STALLS_AT] = 0, -1
         still.noise = replace(self.noise, run_sigma=0.0, kernel_sigma=0.0, stall_chance=0.0)
         still.settings = self.settings.copy()
         still.settings[ek.KERNEL_SIGMA] = 0.0
@@ -223,10 +231,8 @@ class State:
         `serial` numbers the run: its noise depends on that."""
         assert not self.busy(stream)
         i, f = self.i[stream], self.f[stream]
-        i[ek.PHASE], i[ek.SERIAL], i[ek.PROGRAM] = ek.GAP, serial, program.index
-        i[ek.POS] = program.first if first == 0 else program.ends[first - 1]
-        i[ek.SEGMENT], i[ek.NEXT], i[ek.END] = first, program.ends[first], program.ends[end - 1]
-        f[ek.LEFT_OLD], f[ek.PACE], i[ek.STALLS_AT] = after_ns, 1.0, -1
+        ek.begin(self.i, self.f, stream, np.array(program.row(first, end), np.int64), after_ns)
+        i[ek.SERIAL] = serial
         noise = self.noise
         if noise.run_sigma > 0.0:
             f[ek.PACE] = np.exp(noise.run_sigma * ek.gaussian(self.seed, serial, -1))
@@ -246,7 +252,8 @@ class State:
         self.i[stream, ek.PHASE] = ek.IDLE
         self.f[stream] = 0.0
         table, _ = self.programs.tables()
-        ek._give_out(self.i, self.f, self.settings, table)
+        ek.give_out(self.i, self.f, self.settings, table)
+        ek.give_engines(self.i, self.f, table)
 
     def advance(self, until: float = FOREVER, at_boundaries: bool = False) -> int:
         """Go on until `until` or the end of a run: see `engine_kernels.advance`."""

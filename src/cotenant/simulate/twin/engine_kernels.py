@@ -37,11 +37,16 @@ N_INTS = 9
 """Whole numbers of a stream: its phase, kernel it is at, kernel before which it stops, kernel before which
 the next boundary lies, segment it is in, row of `ends`, order of arrival, number of the run, kernel before
 which it stalls (-1: none)."""
-SMS_OLD, LEFT_OLD, SMS_NEW, LEFT_NEW, WAITING, WAVE, STRETCH, PACE, STALL = range(9)
-N_FLOATS = 9
-"""Of a stream: SMs and time left (ns at full speed) of both groups, loads not placed, span of a wave with
-this run's noise, stretch, the run's own factor, span of its stall (ns). In a gap or a copy LEFT_OLD is what
-is left of that."""
+(
+    SMS_OLD, LEFT_OLD, SMS_NEW, LEFT_NEW, WAITING, WAVE, STRETCH, HELD, USED, DRAWN, MEMORY, CLOCK, PACE,
+    STALL,
+) = range(14)  # fmt: skip
+N_FLOATS = 14
+"""Of a stream: SMs and time left (ns at full speed) of both groups, FOREVER of a group that there is not;
+loads not placed (of a copy in line: its span), span of a wave with this run's noise, stretch; SMs held,
+bandwidth and power that go with them, memory time and clock alone of the kernel on them (0 off SMs, where the
+stretch is 1); the run's own factor, span of its stall (ns). In a gap or a copy LEFT_OLD is what is left of
+that."""
 KIND, LOADS, WAVE_NS, BANDWIDTH, MEMORY_TIME, WATTS, CLOCK_ALONE, FULL, SPAN_NS = range(9)
 N_COLUMNS = 9
 """Columns of the table of kernels; FULL: SMs at full speed, SPAN_NS: span alone."""
@@ -58,12 +63,16 @@ COMPUTE_LIKE = 3
 """Kinds below it run on SMs."""
 EPS = 1e-7
 FOREVER = 1e30
+"""So long that what passes meanwhile does not count: FOREVER - x is FOREVER for any x up to a day (ns)."""
 
 Array = np.ndarray[Any, Any]
+_compiled = njit(cache=True, error_model="numpy", _nrt=False)
+"""For what only reads and writes arrays that it is given: without counting references to them (atomically, at
+every use in every kernel), it is four times faster."""
 _GOLDEN, _MIX_A, _MIX_B = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
 
 
-@njit(cache=True, inline="always")
+@_compiled
 def _mixed(value: np.uint64) -> np.uint64:
     """SplitMix64's finaliser."""
     value = (value ^ (value >> np.uint64(30))) * np.uint64(_MIX_A)
@@ -71,7 +80,7 @@ def _mixed(value: np.uint64) -> np.uint64:
     return value ^ (value >> np.uint64(31))
 
 
-@njit(cache=True)
+@_compiled
 def gaussian(seed: int, serial: int, n: int) -> float:
     """About standard normal (a sum of four uniform numbers, so within 3.5): a function of its arguments."""
     value = _mixed(np.uint64(seed) * np.uint64(_GOLDEN) + np.uint64(serial))
@@ -82,30 +91,29 @@ def gaussian(seed: int, serial: int, n: int) -> float:
     return (total / 65535.0 - 2.0) * 1.7320508075688772
 
 
-@njit(cache=True, inline="always")
-def _noise(run: Array, pos: int, pace: float, now: float, settings: Array, seed: int) -> float:
+@_compiled
+def begin(i: Array, f: Array, s: int, run: Array, after_ns: float) -> None:
+    """Put a run on an idle stream, its first kernel `after_ns` from now. `run`: N_INTS, all about it."""
+    for n in range(N_INTS):
+        i[s, n] = run[n]
+    for n in range(N_FLOATS):
+        f[s, n] = 0.0
+    f[s, LEFT_OLD], f[s, LEFT_NEW], f[s, STRETCH], f[s, PACE] = after_ns, FOREVER, 1.0, 1.0
+
+
+@_compiled
+def _noise(serial: int, pos: int, pace: float, now: float, settings: Array, seed: int) -> float:
     """Factor on the span of a kernel that arrives now."""
     factor = pace
     if settings[KERNEL_SIGMA] > 0.0:
-        factor *= math.exp(settings[KERNEL_SIGMA] * gaussian(seed, run[SERIAL], pos))
+        factor *= math.exp(settings[KERNEL_SIGMA] * gaussian(seed, serial, pos))
     if settings[DRIFT] > 0.0:
         turn = 2.0 * math.pi * now / settings[DRIFT_NS] + settings[DRIFT_PHASE]
         factor *= math.exp(settings[DRIFT] * (0.7 * math.sin(turn) + 0.3 * math.sin(2.3 * turn)))
     return factor
 
 
-@njit(cache=True, inline="always")
-def _unplaced(f: Array, s: int) -> float:
-    """Loads of a kernel that hold no SM yet, those of booked rounds included."""
-    waiting = f[s, WAITING]
-    if f[s, SMS_OLD] > 0.0 and f[s, SMS_NEW] == 0.0:
-        rounds = math.ceil(f[s, LEFT_OLD] / f[s, WAVE] - EPS) - 1.0
-        if rounds > 0.0:
-            waiting += rounds * f[s, SMS_OLD]
-    return waiting
-
-
-@njit(cache=True, inline="always")
+@_compiled
 def _book(f: Array, s: int) -> None:
     """Let the only group of a kernel run as many whole rounds as there are loads for."""
     rounds = math.floor(f[s, WAITING] / f[s, SMS_OLD] + EPS)
@@ -114,64 +122,84 @@ def _book(f: Array, s: int) -> None:
         f[s, WAITING] = max(0.0, f[s, WAITING] - rounds * f[s, SMS_OLD])
 
 
-@njit(cache=True)
-def _take(f: Array, s: int, free: float) -> None:
-    """Give a kernel with loads to place as many of the free SMs as it can use."""
-    if f[s, SMS_OLD] == 0.0:
-        got = min(f[s, WAITING], free)
-        f[s, SMS_OLD], f[s, LEFT_OLD] = got, f[s, WAVE]
-        f[s, WAITING] -= got
+@_compiled
+def _hold(i: Array, f: Array, s: int, table: Array) -> None:
+    """What goes with the SMs that a kernel holds now."""
+    k, held = i[s, POS], f[s, SMS_OLD] + f[s, SMS_NEW]
+    f[s, HELD] = held
+    f[s, USED] = table[k, BANDWIDTH] * held / table[k, FULL]
+    f[s, DRAWN] = held * table[k, WATTS]
+
+
+@_compiled
+def _start(i: Array, f: Array, s: int, free: float, table: Array) -> float:
+    """Give a kernel without SMs as many of the free ones as it can use. Returns what is left of them."""
+    k, got = i[s, POS], min(f[s, WAITING], free)
+    f[s, SMS_OLD], f[s, LEFT_OLD] = got, f[s, WAVE]
+    f[s, WAITING] -= got
+    if f[s, WAITING] > 0.0:
         _book(f, s)
-        return
+    i[s, PHASE] = RUN
+    f[s, MEMORY], f[s, CLOCK] = table[k, MEMORY_TIME], table[k, CLOCK_ALONE]
+    _hold(i, f, s, table)
+    return free - f[s, HELD]
+
+
+@_compiled
+def _widen(i: Array, f: Array, s: int, free: float, table: Array) -> float:
+    """Give a kernel that holds SMs as many of the free ones as it can use besides. Returns what is left."""
     if f[s, SMS_NEW] == 0.0:  # what is booked but has not begun can be placed on the new SMs too
         rounds = math.ceil(f[s, LEFT_OLD] / f[s, WAVE] - EPS) - 1.0
         if rounds > 0.0:
             f[s, WAITING] += rounds * f[s, SMS_OLD]
             f[s, LEFT_OLD] -= rounds * f[s, WAVE]
+    before = f[s, HELD]
     got = min(f[s, WAITING], free)
     f[s, WAITING] -= got
-    held = f[s, SMS_OLD] + f[s, SMS_NEW] + got
+    held = before + got
     if f[s, WAITING] >= held - EPS:
         work = f[s, SMS_OLD] * f[s, LEFT_OLD] + f[s, SMS_NEW] * f[s, LEFT_NEW] + got * f[s, WAVE]
         f[s, SMS_OLD], f[s, LEFT_OLD] = held, work / held
-        f[s, SMS_NEW], f[s, LEFT_NEW] = 0.0, 0.0
+        f[s, SMS_NEW], f[s, LEFT_NEW] = 0.0, FOREVER
         _book(f, s)
     else:
         work = f[s, SMS_NEW] * f[s, LEFT_NEW] + got * f[s, WAVE]
         f[s, SMS_NEW] += got
         f[s, LEFT_NEW] = work / f[s, SMS_NEW]
+    _hold(i, f, s, table)
+    return free - (f[s, HELD] - before)
 
 
-@njit(cache=True)
-def _give_out(i: Array, f: Array, settings: Array, table: Array) -> None:
-    """Free SMs and copy engines to what waits, in order of arrival."""
-    n = i.shape[0]
+@_compiled
+def _wants(i: Array, f: Array, s: int) -> bool:
+    """Whether a kernel has loads that hold no SM yet, those of booked rounds included."""
+    if i[s, PHASE] == RUN:
+        if f[s, WAITING] > EPS:
+            return True
+        left, wave = f[s, LEFT_OLD], f[s, WAVE]
+        return left > wave and f[s, SMS_NEW] == 0.0 and left / wave - EPS > 1.0
+    return i[s, PHASE] == LINE
+
+
+@_compiled
+def give_out(i: Array, f: Array, settings: Array, table: Array) -> None:
+    """Free SMs to what waits for them, in order of arrival."""
     free = settings[SMS]
-    lines = False
-    for s in range(n):
-        if i[s, PHASE] == RUN:
-            free -= f[s, SMS_OLD] + f[s, SMS_NEW]
-        elif i[s, PHASE] == COPY_LINE:
-            lines = True
+    for s in range(i.shape[0]):
+        free -= f[s, HELD]
     while free > EPS:
         head = -1
-        for s in range(n):
-            if (i[s, PHASE] == LINE or (i[s, PHASE] == RUN and _unplaced(f, s) > EPS)) and (
-                head < 0 or i[s, ORDER] < i[head, ORDER]
-            ):
+        for s in range(i.shape[0]):
+            if _wants(i, f, s) and (head < 0 or i[s, ORDER] < i[head, ORDER]):
                 head = s
         if head < 0:
             break
-        held = f[head, SMS_OLD] + f[head, SMS_NEW]
-        _take(f, head, free)
-        i[head, PHASE] = RUN
-        free -= f[head, SMS_OLD] + f[head, SMS_NEW] - held
-    if lines:
-        _give_engines(i, table)
+        free = _widen(i, f, head, free, table) if f[head, HELD] > 0.0 else _start(i, f, head, free, table)
 
 
-@njit(cache=True)
-def _give_engines(i: Array, table: Array) -> None:
+@_compiled
+def give_engines(i: Array, f: Array, table: Array) -> None:
+    """Free copy engines to what waits for them, in order of arrival."""
     for kind in range(COMPUTE_LIKE, COMPUTE_LIKE + 2):
         head, taken = -1, False
         for s in range(i.shape[0]):
@@ -182,61 +210,58 @@ def _give_engines(i: Array, table: Array) -> None:
                     head = s
         if head >= 0 and not taken:
             i[head, PHASE] = COPY
+            f[head, LEFT_OLD] = f[head, WAITING]
 
 
-@njit(cache=True)
-def _stretches(i: Array, f: Array, settings: Array, table: Array) -> None:
-    """How many times longer everything on SMs takes, beside all the rest."""
-    total, watts = 0.0, settings[IDLE_W]
-    for s in range(i.shape[0]):
-        if i[s, PHASE] == RUN:
-            k = i[s, POS]
-            held = f[s, SMS_OLD] + f[s, SMS_NEW]
-            used = table[k, BANDWIDTH] * held / table[k, FULL]
-            f[s, STRETCH] = used
-            total += used
-            watts += held * table[k, WATTS]
+@_compiled
+def _stretch(f: Array, settings: Array) -> tuple[float, float, float]:
+    """How many times longer everything on SMs takes, beside all the rest. Returns SMs held, the bandwidth
+    really taken by all, and SMs free."""
+    total, watts, held, free = 0.0, settings[IDLE_W], 0.0, settings[SMS]
+    for s in range(f.shape[0]):
+        total += f[s, USED]
+        watts += f[s, DRAWN]
+        held += f[s, HELD]
+        free -= f[s, HELD]
     crowding = max(1.0, total)
     watts += settings[MEMORY_W] * min(1.0, total)
     clock = 1.0
     if watts > settings[CAP_W]:
         clock = max(settings[LEAST_CLOCK], 1.0 - settings[SLOPE] * (watts / settings[CAP_W] - 1.0))
-    for s in range(i.shape[0]):
-        if i[s, PHASE] == RUN:
-            k = i[s, POS]
-            t = table[k, MEMORY_TIME]
-            f[s, STRETCH] = (1.0 - t) * max(1.0, table[k, CLOCK_ALONE] / clock) + t * (
-                crowding + settings[CACHE] * (total - f[s, STRETCH])
-            )
+    moved = 0.0
+    for s in range(f.shape[0]):
+        t, used = f[s, MEMORY], f[s, USED]
+        slower = f[s, CLOCK] / clock if f[s, CLOCK] > clock else 1.0
+        f[s, STRETCH] = (1.0 - t) * slower + t * (crowding + settings[CACHE] * (total - used))
+        moved += used / f[s, STRETCH]
+    return held, moved, free
 
 
-@njit(cache=True, inline="always")
-def _arrive(
-    i: Array, f: Array, totals: Array, s: int, table: Array, settings: Array, seed: int
-) -> None:  # fmt: skip
+@_compiled
+def _arrive(i: Array, f: Array, totals: Array, s: int, table: Array, settings: Array, seed: int) -> None:
+    """The gap of a stream has ended: its kernel waits for SMs, or for a copy engine."""
     k = i[s, POS]
-    factor = _noise(i[s], k, f[s, PACE], totals[NOW], settings, seed)
+    factor = _noise(i[s, SERIAL], k, f[s, PACE], totals[NOW], settings, seed)
     totals[ARRIVALS] += 1.0
     i[s, ORDER] = np.int64(totals[ARRIVALS])
-    f[s, WAVE] = table[k, WAVE_NS] * factor
+    f[s, WAVE], f[s, LEFT_OLD] = table[k, WAVE_NS] * factor, FOREVER
     if table[k, KIND] < COMPUTE_LIKE:
-        i[s, PHASE] = LINE
-        f[s, WAITING] = table[k, LOADS]
-        f[s, SMS_OLD], f[s, LEFT_OLD], f[s, SMS_NEW], f[s, LEFT_NEW] = 0.0, 0.0, 0.0, 0.0
+        i[s, PHASE], f[s, WAITING] = LINE, table[k, LOADS]
     else:
-        i[s, PHASE] = COPY_LINE
-        f[s, LEFT_OLD] = table[k, SPAN_NS] * factor
+        i[s, PHASE], f[s, WAITING] = COPY_LINE, table[k, SPAN_NS] * factor
 
 
-@njit(cache=True, inline="always")
+@_compiled
 def _leave(
-    i: Array, f: Array, totals: Array, marks: Array, s: int, n_active: int, ends: Array, settings: Array
+    i: Array, f: Array, totals: Array, marks: Array, s: int, stream: int, ends: Array, settings: Array
 ) -> int:  # fmt: skip
-    """The kernel of a stream has ended. Returns 2 when that ends its run, 1 at a boundary, else 0."""
+    """The kernel of row `s`, which is of `stream`, has ended. Returns 2 when that ends its run, 1 at a
+    boundary, else 0."""
     i[s, POS] += 1
+    f[s, MEMORY], f[s, CLOCK] = 0.0, 0.0
     passed = 0
     if i[s, POS] == i[s, NEXT]:
-        marks[s, i[s, SEGMENT]] = totals[NOW]
+        marks[stream, i[s, SEGMENT]] = totals[NOW]
         i[s, SEGMENT] += 1
         if i[s, SEGMENT] < ends.shape[1]:
             i[s, NEXT] = ends[i[s, PROGRAM], i[s, SEGMENT]]
@@ -245,24 +270,42 @@ def _leave(
         i[s, PHASE] = IDLE
         return 2
     i[s, PHASE] = GAP
-    f[s, LEFT_OLD] = settings[LAUNCH_GAP] + settings[NEIGHBOUR_GAP] * (n_active - 1)
+    f[s, LEFT_OLD] = settings[LAUNCH_GAP] + settings[NEIGHBOUR_GAP] * (i.shape[0] - 1)
     if i[s, POS] == i[s, STALLS_AT]:
         f[s, LEFT_OLD] += f[s, STALL]
     return passed
 
 
-@njit(cache=True)
+@_compiled
+def _end_wave(
+    i: Array, f: Array, totals: Array, marks: Array, s: int, stream: int, table: Array, ends: Array,
+    settings: Array,
+) -> int:  # fmt: skip
+    """The group of row `s` with the least left is done. Returns as `_leave`, 0 when the kernel goes on."""
+    done = f[s, SMS_NEW] == 0.0 and f[s, WAITING] <= EPS
+    if f[s, SMS_NEW] > 0.0:
+        if f[s, LEFT_NEW] > f[s, LEFT_OLD]:
+            f[s, SMS_OLD], f[s, LEFT_OLD] = f[s, SMS_NEW], f[s, LEFT_NEW]
+        f[s, SMS_NEW], f[s, LEFT_NEW] = 0.0, FOREVER
+        _hold(i, f, s, table)
+    else:
+        f[s, SMS_OLD], f[s, LEFT_OLD] = 0.0, FOREVER
+        f[s, HELD], f[s, USED], f[s, DRAWN] = 0.0, 0.0, 0.0
+    return _leave(i, f, totals, marks, s, stream, ends, settings) if done else 0
+
+
+@_compiled
 def _alone(
-    i: Array, f: Array, totals: Array, marks: Array, s: int, table: Array, ends: Array, settings: Array,
+    i: Array, f: Array, totals: Array, marks: Array, stream: int, table: Array, ends: Array, settings: Array,
     seed: int, until: float, at_boundaries: bool,
 ) -> int:  # fmt: skip
-    """Kernel by kernel while one stream is alone and between kernels. Returns as `_leave`."""
+    """Kernel by kernel while the only row is between kernels. Returns as `_leave`."""
     while True:
-        k = i[s, POS]
+        k = i[0, POS]
         if table[k, KIND] >= COMPUTE_LIKE:
             return 0
-        begins = totals[NOW] + f[s, LEFT_OLD]
-        factor = _noise(i[s], k, f[s, PACE], begins, settings, seed)
+        begins = totals[NOW] + f[0, LEFT_OLD]
+        factor = _noise(i[0, SERIAL], k, f[0, PACE], begins, settings, seed)
         span = table[k, SPAN_NS] * factor
         if begins + span > until:
             return 0
@@ -271,12 +314,70 @@ def _alone(
         totals[SM_NS] += used
         totals[MOVED_NS] += used / table[k, FULL] * table[k, BANDWIDTH]
         totals[ARRIVALS] += 1.0
-        left = _leave(i, f, totals, marks, s, 1, ends, settings)
+        left = _leave(i, f, totals, marks, 0, stream, ends, settings)
         if left == 2 or (left == 1 and at_boundaries):
             return left
 
 
-@njit(cache=True)
+@_compiled
+def _go_on(
+    i: Array, f: Array, totals: Array, marks: Array, streams: Array, table: Array, ends: Array,
+    settings: Array, seed: int, until: float, at_boundaries: bool,
+) -> tuple[int, int]:  # fmt: skip
+    """`advance` for the rows of streams at work, n_active each. Returns a row and what `_leave` said of it,
+    (0, 0) when the time is up.
+
+    SMs are never free while a kernel wants them: what arrives is given free ones without a look around."""
+    n = i.shape[0]
+    changed, held, moved, free = True, 0.0, 0.0, 0.0
+    while True:
+        if n == 1 and i[0, PHASE] == GAP:
+            left = _alone(
+                i, f, totals, marks, streams[0], table, ends, settings, seed, until, at_boundaries
+            )  # fmt: skip
+            if left > 0:
+                return 0, left
+        if changed:
+            held, moved, free = _stretch(f, settings)
+            changed = False
+        first, step = -1, FOREVER
+        for s in range(n):
+            wait = f[s, LEFT_OLD] if f[s, LEFT_OLD] <= f[s, LEFT_NEW] else f[s, LEFT_NEW]
+            wait *= f[s, STRETCH]
+            if wait < step:
+                first, step = s, wait
+        if totals[NOW] + step > until:
+            step, first = until - totals[NOW], -1
+        if step > 0.0:
+            for s in range(n):
+                done = step / f[s, STRETCH]
+                f[s, LEFT_OLD] -= done
+                f[s, LEFT_NEW] -= done
+            totals[NOW] += step
+            totals[SM_NS] += held * step
+            totals[MOVED_NS] += moved * step
+        if first < 0:
+            return 0, 0
+        left = 0
+        if i[first, PHASE] == GAP:
+            _arrive(i, f, totals, first, table, settings, seed)
+            if i[first, PHASE] == COPY_LINE:
+                give_engines(i, f, table)
+            elif free > EPS:
+                free = _start(i, f, first, free, table)
+                changed = True
+        elif i[first, PHASE] == COPY:
+            left = _leave(i, f, totals, marks, first, streams[first], ends, settings)
+            give_engines(i, f, table)
+        else:
+            left = _end_wave(i, f, totals, marks, first, streams[first], table, ends, settings)
+            give_out(i, f, settings, table)
+            changed = True
+        if left == 2 or (left == 1 and at_boundaries):
+            return first, left
+
+
+@njit(cache=True, error_model="numpy")
 def advance(
     i: Array, f: Array, totals: Array, marks: Array, table: Array, ends: Array, settings: Array, seed: int,
     until: float, at_boundaries: bool,
@@ -288,83 +389,17 @@ def advance(
     before which each segment ends; settings: N_SETTINGS. Returns the stream whose run has ended, -1 if none
     has; with `at_boundaries` also n_streams + the stream that passed a boundary."""
     n = i.shape[0]
-    dirty = True
-    while True:
-        n_active, only = 0, -1
-        for s in range(n):
-            if i[s, PHASE] != IDLE:
-                n_active += 1
-                only = s
-        if n_active == 0:
-            if until < FOREVER:
-                totals[NOW] = max(totals[NOW], until)
-            return -1
-        if n_active == 1 and i[only, PHASE] == GAP:
-            left = _alone(
-                i, f, totals, marks, only, table, ends, settings, seed, until, at_boundaries
-            )  # fmt: skip
-            if left == 2:
-                return only
-            if left == 1:
-                return n + only
-        if dirty:
-            _stretches(i, f, settings, table)
-            dirty = False
-        first, step, held, moved = -1, FOREVER, 0.0, 0.0
-        for s in range(n):
-            phase = i[s, PHASE]
-            if phase == RUN:
-                mine = f[s, SMS_OLD] + f[s, SMS_NEW]
-                held += mine
-                moved += table[i[s, POS], BANDWIDTH] * mine / table[i[s, POS], FULL] / f[s, STRETCH]
-                wait = f[s, LEFT_OLD]
-                if f[s, SMS_NEW] > 0.0 and f[s, LEFT_NEW] < wait:
-                    wait = f[s, LEFT_NEW]
-                wait *= f[s, STRETCH]
-            elif phase in (GAP, COPY):
-                wait = f[s, LEFT_OLD]
-            else:
-                continue
-            if wait < step:
-                first, step = s, wait
-        if totals[NOW] + step > until:
-            step, first = until - totals[NOW], -1
-        if step > 0.0:
-            for s in range(n):
-                phase = i[s, PHASE]
-                if phase == RUN:
-                    done = step / f[s, STRETCH]
-                    f[s, LEFT_OLD] -= done
-                    if f[s, SMS_NEW] > 0.0:
-                        f[s, LEFT_NEW] -= done
-                elif phase in (GAP, COPY):
-                    f[s, LEFT_OLD] -= step
-            totals[NOW] += step
-            totals[SM_NS] += held * step
-            totals[MOVED_NS] += moved * step
-        if first < 0:
-            return -1
-        s = first
-        left = 0
-        if i[s, PHASE] == GAP:
-            _arrive(i, f, totals, s, table, settings, seed)
-        elif i[s, PHASE] == COPY:
-            left = _leave(i, f, totals, marks, s, n_active, ends, settings)
-        else:
-            dirty = True
-            if f[s, SMS_NEW] > 0.0:
-                if f[s, LEFT_NEW] <= f[s, LEFT_OLD]:  # the new group is the one that ends
-                    f[s, SMS_NEW], f[s, LEFT_NEW] = 0.0, 0.0
-                else:
-                    f[s, SMS_OLD], f[s, LEFT_OLD] = f[s, SMS_NEW], f[s, LEFT_NEW]
-                    f[s, SMS_NEW], f[s, LEFT_NEW] = 0.0, 0.0
-            else:
-                f[s, SMS_OLD], f[s, LEFT_OLD] = 0.0, 0.0
-                if f[s, WAITING] <= EPS:
-                    left = _leave(i, f, totals, marks, s, n_active, ends, settings)
-        _give_out(i, f, settings, table)
-        dirty = True
-        if left == 2:
-            return s
-        if left == 1 and at_boundaries:
-            return n + s
+    streams = np.flatnonzero(i[:, PHASE] != IDLE)
+    if len(streams) == 0:
+        if until < FOREVER:
+            totals[NOW] = max(totals[NOW], until)
+        return -1
+    own_i, own_f = i[streams], f[streams]
+    row, left = _go_on(
+        own_i, own_f, totals, marks, streams, table, ends, settings, seed, until, at_boundaries
+    )  # fmt: skip
+    i[streams], f[streams] = own_i, own_f
+    if left == 0:
+        return -1
+    stream = int(streams[row])
+    return stream if left == 2 else n + stream

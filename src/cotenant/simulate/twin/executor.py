@@ -28,7 +28,7 @@ from cotenant.domain import (
 )
 from cotenant.ports import LaneInfo, Sink, Tensors, Timers
 from cotenant.simulate.twin.device import Noise, Programs, State
-from cotenant.simulate.twin.what_if import HANDOVER_NS, Planned, WhatIf, what_if
+from cotenant.simulate.twin.what_if import HANDOVER_NS, Outlook, Planned, WhatIf
 
 RESTART_NS = 100_000_000
 """From the loss of a lane to its restart."""
@@ -70,7 +70,9 @@ class TwinDevice:
         self._progress = progress
         self._specs = dict(specs or {})
         self._state = State.idle(programs, n_lanes, self.noise, seed, timers.now())
+        self._caught_up_at = -1
         self._ahead: tuple[State, int] | None = None
+        self._outlook = Outlook()
         self._call_off: Callable[[], None] | None = None
         self._queues: list[deque[_Run]] = [deque() for _ in self.lanes]
         self._events: list[Event] = []
@@ -123,6 +125,7 @@ class TwinDevice:
         if run is not None:
             run.stopping = True
             if self._running(run):
+                self._ahead = None
                 self._state.stop_at_boundary(run.dispatch.lane)
         self._look_ahead()
 
@@ -140,6 +143,7 @@ class TwinDevice:
             self._later(self._completion(run, error=f"withdrawn before it started: {reason}"))
             self._look_ahead()
             return
+        self._ahead = None
         self._state.drop(lane)
         self._lost.add(lane)
         _, *staged = queue
@@ -186,7 +190,7 @@ class TwinDevice:
                 lines[flight.lane].append(
                     Planned(flight.dispatch_id, flight.variant, flight.segment, flight.end_segment)
                 )
-        return what_if(self._state, lines, self._ended, candidates)
+        return self._outlook.ask(self._state, lines, self._ended, candidates)
 
     # --- runs -----------------------------------------------------------------------------------------
 
@@ -205,7 +209,7 @@ class TwinDevice:
 
     def _begin(self, run: _Run, after_ns: int) -> None:
         """The run is the next of its lane: its first kernel arrives `after_ns` from now."""
-        d = run.dispatch
+        d, self._ahead = run.dispatch, None
         run.started_at = math.ceil(self._state.now) + after_ns
         self._n_started += 1
         program = self.programs.of[d.variant]
@@ -215,9 +219,11 @@ class TwinDevice:
 
     def _catch_up(self) -> None:
         """Bring the state to the present. Ends on the way are told by a timer."""
-        self._ahead = None
-        now = float(self._timers.now())
-        while (code := self._state.advance(now, self._progress)) >= 0:
+        now = self._timers.now()
+        if now == self._caught_up_at:
+            return
+        self._caught_up_at, self._ahead = now, None
+        while (code := self._state.advance(float(now), self._progress)) >= 0:
             self._passed(code)
 
     def _passed(self, code: int) -> None:
@@ -244,18 +250,22 @@ class TwinDevice:
             return
         self._stop_timer()
         if self._events:
+            self._ahead = None
             self._call_off = self._timers.call_at(self._timers.now(), self._wake)
             return
-        ahead = self._state.copy()
-        code = ahead.advance(at_boundaries=self._progress)
-        if code >= 0:
+        if self._ahead is None:
+            ahead = self._state.copy()
+            code = ahead.advance(at_boundaries=self._progress)
             self._ahead = ahead, code
+        ahead, code = self._ahead
+        if code >= 0:
             self._call_off = self._timers.call_at(math.ceil(ahead.now), self._wake)
 
     def _wake(self) -> None:
         self._call_off = None
         if self._ahead is not None:
             self._state, code = self._ahead
+            self._caught_up_at, self._ahead = -1, None
             self._passed(code)
         self._catch_up()
         self._tell()
@@ -304,7 +314,6 @@ class TwinDevice:
         return next((run for queue in self._queues for run in queue if run.dispatch.id == dispatch_id), None)
 
     def _stop_timer(self) -> None:
-        self._ahead = None
         if self._call_off is not None:
             self._call_off()
             self._call_off = None

@@ -65,6 +65,8 @@ class TwinOracle:
         """Whether `solo` is what the screen says."""
         self._levels: dict[str, float] = {}
         self._sigma = device.noise.run_sigma + 0.1 * device.noise.kernel_sigma
+        self._noises: dict[str, Offsets] = {}
+        self._alone: dict[Variant, tuple[int, ...]] = {}
         self._calibrator = Calibrator()
         self._version = 0
         for spec in specs:
@@ -79,8 +81,12 @@ class TwinOracle:
     def solo(self, variant: Variant, at: int) -> Sequence[int]:
         if self.screens and self._screen is not None:
             return self._screen.solo(variant, at)
-        span = HANDOVER_NS + self.prior(variant)
-        return [int(span * math.exp(offset)) for offset in self._noise(variant.model)]
+        spans = self._alone.get(variant)
+        if spans is None:
+            span = HANDOVER_NS + self.prior(variant)
+            spans = tuple(int(span * math.exp(offset)) for offset in self._noise(variant.model))
+            self._alone[variant] = spans
+        return spans
 
     def prior(self, variant: Variant) -> int:
         return int(self._device.programs.of[variant].solo_ns)
@@ -124,12 +130,17 @@ class TwinOracle:
 
     def _noise(self, model: str) -> Offsets:
         """Log quantiles of the noise of a run."""
-        levels = (*LEVELS, self._levels.get(model, DEFAULT_LEVEL))
-        a, b, c, d, e = (self._sigma * standard_normal(level) for level in levels)
-        return a, b, c, d, e
+        found = self._noises.get(model)
+        if found is None:
+            levels = (*LEVELS, self._levels.get(model, DEFAULT_LEVEL))
+            a, b, c, d, e = (self._sigma * standard_normal(level) for level in levels)
+            found = self._noises[model] = a, b, c, d, e
+        return found
 
     def _declare(self, model: str, level: float) -> None:
         self._levels[model] = level
+        self._noises.pop(model, None)
+        self._alone.clear()
         self._calibrator.declare(model, max(0.01, self._sigma), level)
 
     # --- Learner --------------------------------------------------------------------------------------
