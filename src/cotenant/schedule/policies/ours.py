@@ -282,6 +282,7 @@ class Ours:
         return (
             view.turn == self._turn
             and view.at < self._retry_at
+            and (self._wake_at is None or view.at < self._wake_at)
             and view.waiting() is self._seen
             and [queue.version for queue in self._seen] == self._versions
         )
