@@ -292,6 +292,23 @@ def test_the_oracle_counts_what_was_decided_but_not_handed_over() -> None:
     assert forecast.baseline_finish_at[1][0] < forecast.in_flight_finish_at[0][1][0]
 
 
+def test_a_dispatch_left_out_of_what_is_in_flight_is_foreseen_to_stop_at_its_next_boundary() -> None:
+    bench = Bench()
+    bench.start("wide", 0)
+    bench.start("narrow", 1)
+    bench.go(100 * US)
+    oracle = TwinOracle(bench.device, SPECS, margins=False)
+    flights = (bench.flight(1, "wide", 0), bench.flight(2, "narrow", 1))
+    candidate = Candidate(variant=Variant("copying", 1), lane=0, start_at=100 * US)
+    behind = oracle.predict(Snapshot(at=100 * US, in_flight=flights), [candidate])
+    instead = oracle.predict(Snapshot(at=100 * US, in_flight=flights[1:]), [candidate])
+    bench.device.preempt(1)
+    bench.start("copying", 0)
+    bench.go()
+    assert instead.finish_at[0][0] < behind.finish_at[0][0]
+    assert instead.finish_at[0][0] == pytest.approx(bench.ends()[3].ended_at, abs=5)
+
+
 def test_the_oracles_quantiles_ascend_with_the_noise() -> None:
     bench = Bench(noise=Noise(run_sigma=0.05))
     oracle = TwinOracle(bench.device, SPECS)

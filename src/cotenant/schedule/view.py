@@ -121,6 +121,12 @@ class View:
         self._held: dict[str, DeadlineQueue] = {}
         self._waiting: tuple[DeadlineQueue, ...] | None = ()
         self.lanes = [LaneState(info) for info in lanes]
+        units = [set(info.units) for info in lanes]
+        self.neighbours = [
+            [k for k, theirs in enumerate(units) if k != lane and not mine.isdisjoint(theirs)]
+            for lane, mine in enumerate(units)
+        ]
+        """Of each lane those that share compute units with it."""
         self.flights: dict[int, Flight] = {}
         self.suspended: list[Suspended] = []
         self.predictor = predictor

@@ -307,8 +307,8 @@ def freest_lane(view: View) -> LaneState | None:
     idle = [lane for lane in view.lanes if lane.idle]
     if len(idle) < 2:
         return idle[0] if idle else None
-    busy = [set(lane.info.units) for lane in view.lanes if lane.flights]
-    return min(idle, key=lambda lane: sum(not units.isdisjoint(lane.info.units) for units in busy))
+    lanes, neighbours = view.lanes, view.neighbours
+    return min(idle, key=lambda lane: sum([bool(lanes[k].flights) for k in neighbours[lane.info.index]]))
 
 
 def _breaks(view: View, flight: Flight, was: Sequence[int], then: Sequence[int], job: Job) -> bool:

@@ -173,24 +173,32 @@ class TwinDevice:
         for queue in self._queues:
             queue.clear()
 
-    def truth(self, candidates: Sequence[Candidate], pending: Sequence[InFlight] = ()) -> WhatIf:
-        """Expected ends, from what is really going on: see `WhatIf`. `pending` are dispatches that have been
-        decided, whether or not they have been handed over yet. Changes nothing."""
+    def truth(
+        self, candidates: Sequence[Candidate], in_flight: Sequence[InFlight] | None = None
+    ) -> WhatIf:
+        """Expected ends, from what is really going on: see `WhatIf`. `in_flight` are the dispatches that are
+        to be counted: also those that have been decided and not been handed over yet; one that is left out
+        stops at its next boundary. None: those that have been handed over. Changes nothing."""
         self._catch_up()
         self._look_ahead()
         lines: list[list[Planned]] = [[] for _ in self.lanes]
-        known = set(self._ended)
+        known, stopping = set(self._ended), list[int]()
+        counted = None if in_flight is None else {flight.dispatch_id for flight in in_flight}
         for lane, queue in enumerate(self._queues):
             for run in queue:
                 d = run.dispatch
                 known.add(d.id)
+                if counted is not None and d.id not in counted:
+                    if not self._running(run):
+                        continue
+                    stopping.append(lane)
                 lines[lane].append(Planned(d.id, d.variant, d.first_segment, d.end_segment))
-        for flight in pending:
+        for flight in in_flight or ():
             if flight.dispatch_id not in known:
                 lines[flight.lane].append(
                     Planned(flight.dispatch_id, flight.variant, flight.segment, flight.end_segment)
                 )
-        return self._outlook.ask(self._state, lines, self._ended, candidates)
+        return self._outlook.ask(self._state, lines, self._ended, candidates, stopping)
 
     # --- runs -----------------------------------------------------------------------------------------
 

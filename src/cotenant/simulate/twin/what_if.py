@@ -58,9 +58,13 @@ class Outlook:
         lines: Sequence[Sequence[Planned]],
         ended: Collection[int],
         candidates: Sequence[Candidate],
+        stopping: Collection[int] = (),
     ) -> WhatIf:
-        """`lines` has the runs of each lane, the one that runs first; what is among `ended` ends now."""
+        """`lines` has the runs of each lane, the one that runs first; what is among `ended` ends now, what
+        runs on lanes `stopping` at its next boundary."""
         still = state.silenced()
+        for lane in stopping:
+            still.stop_at_boundary(lane)
         if still.now != self._at:
             self._at = still.now
             self._played.clear()
