@@ -74,7 +74,7 @@ def run(policy: str) -> list[Outcome]:
     return outcomes
 
 
-@pytest.mark.parametrize("policy", ["deferred_edf", "exclusive_edf", "k_edf"])
+@pytest.mark.parametrize("policy", ["deferred_edf", "exclusive_edf", "k_edf", "ours"])
 def test_every_model_is_admitted_again_within_15_s_of_the_end_of_a_disturbance(policy: str) -> None:
     outcomes = run(policy)
     back_at = (SLOW_UNTIL_S + 15.0) * NS_PER_S

@@ -22,7 +22,7 @@ from msgspec import structs
 
 from cotenant.domain import NS_PER_MS, SLO_COLUMN, Candidate, JobClass, Request, Snapshot
 from cotenant.ports import Forecast
-from cotenant.schedule.admission import Verdict, admit_if_feasible_alone
+from cotenant.schedule.admission import Admission, Verdict, admit_if_feasible_alone
 from cotenant.schedule.jobs import Job, next_jobs
 from cotenant.schedule.last_lane import LastLane
 from cotenant.schedule.packing import Packing
@@ -47,6 +47,11 @@ GAIN_BY_STOPPING = 0.3
 """Deadlines that stopping a dispatch must be expected to save."""
 ISOLATION = 0.03
 """By how much of what it has left best-effort work may delay a protected dispatch."""
+PROBED = 50
+"""Of the overlaps that seem to gain too little and that harm nobody, one in so many is tried, since only what
+is tried is learned ..."""
+AMPLE = 2.0
+"""... where every deadline leaves this many times what is expected at the upper quantile."""
 RETRY_NS = NS_PER_MS
 """A job that was turned down is tried again after this time (ns), or when anything has begun or ended."""
 
@@ -74,14 +79,20 @@ class Ours:
     be waited for."""
     _free: tuple[int, LaneState | None] = (-1, None)
     """The freest lane, as of a turn."""
+    _n_ample: int = 0
+    """Overlaps that seemed to gain too little and could have harmed nobody."""
+    _admission: Admission = field(default_factory=Admission)
     _packing: Packing = field(default_factory=Packing)
     _last: LastLane = field(default_factory=LastLane)
     _ends: Mapping[int, int] = field(default_factory=dict)
     """When dispatches in flight will end (ns), by id, as last seen."""
 
     def admit(self, view: View, request: Request) -> Verdict:
-        """Refused when it could not be served in time even alone."""
-        return admit_if_feasible_alone(view, request)
+        """Refused when it could not be served in time even alone, but for the probes."""
+        verdict = admit_if_feasible_alone(view, request)
+        if not verdict.admitted and self._admission.probe(view, request):
+            return Verdict(admitted=True, probe=True)
+        return verdict
 
     def plan(self, view: View) -> Plan:
         """One job to start beside what is in flight, or a dispatch to stop for one."""
@@ -182,7 +193,7 @@ class Ours:
         then_at = max([row[0] for row in after])
         free = benefit(view.at, job.median_ns, done_at, then_at, finish_at[0])
         if free <= URGENT_BENEFIT:
-            return ""
+            return "probe: to learn from it" if self._probes(view, job, forecast, index) else ""
         harm = 0.0
         for flight, was, then in zip(view.flights.values(), before, after, strict=True):
             if flight.job_class is JobClass.PROTECTED and _breaks(view, flight, was, then, job):
@@ -200,7 +211,19 @@ class Ours:
         wait_ns = max(0, min(done_at, job.latest_start_at) - view.at)
         if free > max(LEAST_BENEFIT, self._saved_by_waiting(view, job, wait_ns)):
             return f"overlap: {free:.0%} free"
-        return ""
+        return "probe: to learn from it" if self._probes(view, job, forecast, index) else ""
+
+    def _probes(self, view: View, job: Job, forecast: Forecast, index: int) -> bool:
+        """Whether it is time to try an overlap that is expected to gain too little, and nobody could be late for
+        it: an expectation that keeps work apart is never put right otherwise."""
+        at = view.at
+        for flight, then in zip(view.flights.values(), forecast.in_flight_finish_at[index], strict=True):
+            if flight.due_at < at + AMPLE * (then[SLO_COLUMN] - at):
+                return False
+        if job.due_at < at + AMPLE * (forecast.finish_at[index][SLO_COLUMN] - at):
+            return False
+        self._n_ample += 1
+        return self._n_ample % PROBED == 0
 
     def _see(self, view: View, finish_at: Sequence[Sequence[int]]) -> None:
         """Remember when what is in flight will end."""

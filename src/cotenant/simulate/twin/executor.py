@@ -173,9 +173,7 @@ class TwinDevice:
         for queue in self._queues:
             queue.clear()
 
-    def truth(
-        self, candidates: Sequence[Candidate], in_flight: Sequence[InFlight] | None = None
-    ) -> WhatIf:
+    def truth(self, candidates: Sequence[Candidate], in_flight: Sequence[InFlight] | None = None) -> WhatIf:
         """Expected ends, from what is really going on: see `WhatIf`. `in_flight` are the dispatches that are
         to be counted: also those that have been decided and not been handed over yet; one that is left out
         stops at its next boundary. None: those that have been handed over. Changes nothing."""
