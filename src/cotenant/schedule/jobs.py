@@ -6,7 +6,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from cotenant.domain import JobClass, Request, Variant
-from cotenant.schedule.plan import Offer, best_offer, hopeless, latest_start
+from cotenant.schedule.plan import Offer, aged_offer, best_offer, hopeless, latest_start
 from cotenant.schedule.queue import DeadlineQueue, due
 from cotenant.schedule.skip import worth_skipping
 from cotenant.schedule.view import Suspended, View
@@ -28,6 +28,8 @@ class Job:
     first_segment: int = 0
     offer: Offer | None = None
     stopped: Suspended | None = None
+    aged: bool = False
+    """Has no deadline and has waited too long."""
 
     @property
     def latest_start_at(self) -> int:
@@ -39,13 +41,14 @@ def job_of_offer(offer: Offer) -> Job:
     """A new batch."""
     return Job(
         variant=offer.variant,
-        job_class=offer.queue.job_class,
+        job_class=offer.job_class,
         rows=offer.rows,
         dues=[due(request) for request in offer.requests],
         due_at=offer.due_at,
         median_ns=offer.median_ns,
         upper_ns=offer.upper_ns,
         offer=offer,
+        aged=offer.aged,
     )
 
 
@@ -56,7 +59,7 @@ def job_of_stopped(view: View, stopped: Suspended) -> Job:
     solo = view.predictor.solo(stopped.variant, view.at)
     return Job(
         variant=stopped.variant,
-        job_class=stopped.job_class,
+        job_class=stopped.rank(view.at)[0],
         rows=dispatch.rows,
         dues=[due(request) for request in dispatch.requests],
         due_at=stopped.due_at,
@@ -64,6 +67,7 @@ def job_of_stopped(view: View, stopped: Suspended) -> Job:
         upper_ns=int(solo[-1] * left),
         first_segment=stopped.segment,
         stopped=stopped,
+        aged=stopped.aged(view.at),
     )
 
 
@@ -73,19 +77,22 @@ def next_jobs(
     """The first `most` jobs in order (class, deadline), stopped ones before queued ones on a tie; and
     requests that are past saving, which must be settled before there are jobs at all. A queue begins with
     the first request that is not `passed_over` (ids), unless all are."""
-    entries: list[tuple[JobClass, int, str, Suspended | DeadlineQueue]] = [
-        (stopped.job_class, stopped.due_at, "", stopped) for stopped in view.suspended
+    entries: list[tuple[JobClass, int, str, Suspended | DeadlineQueue | Offer]] = [
+        (*stopped.rank(view.at), "", stopped) for stopped in view.suspended
     ]
     first = {queue.model: _first(queue, passed_over) for queue in view.waiting()} if passed_over else {}
     entries += [
         (queue.job_class, first.get(queue.model) or queue.head_due, queue.model, queue)
         for queue in view.waiting()
     ]
+    entries += [(*offer.order, offer) for queue in view.waiting() if (offer := aged_offer(view, queue))]
     entries.sort(key=lambda entry: entry[:3])
     jobs: list[Job] = []
     for _, _, _, entry in entries:
         if isinstance(entry, Suspended):
             jobs.append(job_of_stopped(view, entry))
+        elif isinstance(entry, Offer):
+            jobs.append(job_of_offer(entry))
         else:
             skips = first.get(entry.model)
             offer = best_offer(view, entry, but=passed_over if skips else ())

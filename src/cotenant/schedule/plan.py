@@ -9,7 +9,7 @@ builds one per waiting queue and then only ranks them.
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from cotenant.domain import Axes, JobClass, ModelSpec, Request, Variant
 from cotenant.schedule.queue import NEVER, DeadlineQueue, due
@@ -27,7 +27,8 @@ def latest_start(due_at: int, upper_ns: int) -> int:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Offer:
-    """The batch that a queue could run now. `latest_start_at` = earliest deadline - upper span."""
+    """The batch that a queue could run now. `latest_start_at` = earliest deadline - upper span. `aged`: its
+    requests have no deadline and have waited too long."""
 
     queue: DeadlineQueue
     variant: Variant
@@ -36,6 +37,17 @@ class Offer:
     due_at: int
     median_ns: int
     upper_ns: int
+    aged: bool = False
+
+    @property
+    def job_class(self) -> JobClass:
+        """The class that it is ranked with."""
+        return min(self.queue.job_class, JobClass.STANDARD) if self.aged else self.queue.job_class
+
+    @property
+    def order(self) -> tuple[JobClass, int, str]:
+        """Class, then deadline; what has aged comes before all others of its class."""
+        return self.job_class, 0 if self.aged else self.due_at, self.queue.model
 
     @property
     def latest_start_at(self) -> int:
@@ -137,6 +149,14 @@ def best_offer(
     return best
 
 
+def aged_offer(view: View, queue: DeadlineQueue) -> Offer | None:
+    """The batch of requests without a deadline that should not wait any longer; None when there is none."""
+    if not queue.aged(view.at):
+        return None
+    found = best_offer(view, queue, but=queue.with_deadline())
+    return None if found is None else replace(found, aged=True)
+
+
 def _probe_fits(view: View, head: Request, variant: Variant) -> bool:
     """Whether a probe (admitted against the learned prediction) still fits by profile times alone."""
     return head.id in view.probes and view.at + view.predictor.prior(variant) <= due(head)
@@ -160,14 +180,14 @@ def offers(
     """Best offers of all waiting queues in order (class, deadline), and the requests that are past saving."""
     found: list[Offer] = []
     for queue in view.waiting():
-        offer = best_offer(view, queue, margin=margin)
+        offer = aged_offer(view, queue) or best_offer(view, queue, margin=margin)
         if offer is None:
             gone = hopeless(view, queue)
             if drop and gone:
                 return [], gone
         else:
             found.append(offer)
-    found.sort(key=lambda offer: (offer.queue.job_class, offer.due_at, offer.queue.model))
+    found.sort(key=lambda offer: offer.order)
     return found, []
 
 

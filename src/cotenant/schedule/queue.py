@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from bisect import bisect_left, insort
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
-from cotenant.domain import JobClass, Request
+from cotenant.domain import NS_PER_S, JobClass, Request
 
 NEVER = 1 << 62
 """Stands for "no deadline": later than any instant."""
+
+PATIENCE_NS = 10 * NS_PER_S
+"""Requests without a deadline wait no longer than this before a batch of them is ranked first."""
 
 
 def due(request: Request) -> int:
@@ -34,6 +37,10 @@ class DeadlineQueue:
         """Earliest deadline in the queue, `NEVER` when empty or first-come-first-served."""
         self.job_class = JobClass.BEST_EFFORT
         """The most important class that waits here."""
+        self.n_patient = 0
+        """Requests without a deadline."""
+        self.waiting_since = 0
+        """Since when (ns) some of those wait without any of them having been taken."""
         self._seq = 0
         self._entries: list[tuple[int, int, Request]] = []
         self._keys: dict[str, tuple[int, int]] = {}
@@ -52,7 +59,27 @@ class DeadlineQueue:
         assert request.id not in self._keys, f"request {request.id} is queued twice"
         self._keys[request.id] = key
         insort(self._entries, (*key, request), key=lambda entry: entry[:2])
+        if request.deadline_at is None:
+            if not self.n_patient:
+                self.waiting_since = request.arrived_at
+            self.n_patient += 1
         self._changed(request, 1)
+
+    def taken(self, requests: Sequence[Request], at: int) -> None:
+        """Take out requests, all of which wait here, because they are served from `at` (ns) on."""
+        for request in requests:
+            self.remove(request.id)
+            if request.deadline_at is None:
+                self.waiting_since = at
+
+    def aged(self, at: int) -> bool:
+        """Whether requests without a deadline have waited too long with none of them taken. Then one batch of
+        them is ranked before other work, save that of protected models: once in `PATIENCE_NS`."""
+        return self.n_patient > 0 and at - self.waiting_since >= PATIENCE_NS
+
+    def with_deadline(self) -> set[str]:
+        """Ids of the requests that have a deadline."""
+        return {entry[2].id for entry in self._entries if entry[2].deadline_at is not None}
 
     def remove(self, request_id: str) -> Request | None:
         """Take one request out of the middle; None when it does not wait here."""
@@ -61,6 +88,7 @@ class DeadlineQueue:
             return None
         index = bisect_left(self._entries, key, key=lambda entry: entry[:2])
         request = self._entries.pop(index)[2]
+        self.n_patient -= request.deadline_at is None
         self._changed(request, -1)
         return request
 

@@ -26,6 +26,7 @@ from cotenant.domain import (
     Device,
     Dispatch,
     Event,
+    JobClass,
     Maintain,
     MaintenanceDone,
     ModelSpec,
@@ -262,7 +263,7 @@ class Scheduler:
             )
         )
         if completion.next_segment is not None and completion.next_segment < dispatch.end_segment:
-            self._suspend(dispatch, completion.next_segment)
+            self._suspend(flight, completion.next_segment)
             return
         for request in dispatch.requests:
             late = request.deadline_at is not None and completion.ended_at > request.deadline_at
@@ -270,13 +271,13 @@ class Scheduler:
             reason = "served late: ended after its deadline" if late else "served"
             self._settle(request, kind, reason, flight=flight, completion=completion)
 
-    def _suspend(self, dispatch: Dispatch, segment: int) -> None:
+    def _suspend(self, flight: Flight, segment: int) -> None:
         """Keep a preempted batch for later, unless its model has gone meanwhile."""
+        dispatch, at = flight.dispatch, self.view.at
         if dispatch.variant.model in self.view.specs:
             dues = [due(request) for request in dispatch.requests]
-            due_at = min((at for at in dues if at >= self.view.at), default=min(dues))
-            job_class = min(request.job_class for request in dispatch.requests)
-            self.view.suspended.append(Suspended(dispatch, segment, due_at, job_class))
+            due_at = min((due_at for due_at in dues if due_at >= at), default=min(dues))
+            self.view.suspended.append(Suspended(dispatch, segment, due_at, flight.job_class, at))
             return
         self._drop_suspended(dispatch, OutcomeKind.REJECTED, "not available: model is unloaded")
 
@@ -393,7 +394,7 @@ class Scheduler:
             snapshot=snapshot,
             why=f"resumed at a segment boundary: {choice.why}",
         )
-        self._launch(resumed, lane)
+        self._launch(resumed, lane, suspended.rank(self.view.at)[0])
 
     def _dispatch(self, choice: Choice) -> None:
         view, offer = self.view, choice.offer
@@ -401,8 +402,8 @@ class Scheduler:
             self._go_on(choice)
             return
         lane = view.lanes[choice.lane]
+        offer.queue.taken(offer.requests, view.at)
         for request in offer.requests:
-            offer.queue.remove(request.id)
             self._where.pop(request.id, None)
         self._n_dispatches += 1
         snapshot = view.snapshot()
@@ -421,9 +422,10 @@ class Scheduler:
             snapshot=snapshot,
             why=choice.why,
         )
-        self._launch(dispatch, lane)
+        classes = [request.job_class for request in offer.requests]
+        self._launch(dispatch, lane, min(*classes, offer.job_class if offer.aged else JobClass.BEST_EFFORT))
 
-    def _launch(self, dispatch: Dispatch, lane: LaneState) -> None:
+    def _launch(self, dispatch: Dispatch, lane: LaneState, job_class: JobClass) -> None:
         view = self.view
         assert len(lane.flights) <= lane.info.depth, "the policy put a dispatch on a full lane"
         staged = bool(lane.flights)
@@ -438,7 +440,7 @@ class Scheduler:
             staged=staged,
             dues=dues,
             due_at=min(dues),
-            job_class=min(request.job_class for request in dispatch.requests),
+            job_class=job_class,
         )
         lane.flights.append(flight)
         view.flights[dispatch.id] = flight

@@ -19,7 +19,7 @@ from cotenant.domain import (
     Variant,
 )
 from cotenant.ports import LaneInfo, LoadMeter, Predictor
-from cotenant.schedule.queue import NEVER, DeadlineQueue
+from cotenant.schedule.queue import NEVER, PATIENCE_NS, DeadlineQueue
 
 
 @dataclass(slots=True, kw_only=True)
@@ -82,13 +82,23 @@ class Flight:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Suspended:
-    """A batch that was stopped before `segment` and waits to go on. `due_at`: the earliest deadline that it
-    can still meet (ns), `NEVER` when there is none; `job_class`: the most important one in it."""
+    """A batch that was stopped before `segment` at `since` (ns) and waits to go on. `due_at`: the earliest
+    deadline that it can still meet (ns), `NEVER` when there is none; `job_class`: the most important one in
+    it."""
 
     dispatch: Dispatch
     segment: int
     due_at: int
     job_class: JobClass
+    since: int
+
+    def aged(self, at: int) -> bool:
+        """Whether it has no deadline and has waited too long."""
+        return self.due_at >= NEVER and at - self.since >= PATIENCE_NS
+
+    def rank(self, at: int) -> tuple[JobClass, int]:
+        """Class and deadline that it is ranked by."""
+        return (min(self.job_class, JobClass.STANDARD), 0) if self.aged(at) else (self.job_class, self.due_at)
 
     @property
     def variant(self) -> Variant:

@@ -54,7 +54,7 @@ class DeferredEdf:
             model_load = load.models.get(offer.queue.model)
             rate = model_load.rate_per_s if model_load else 0.0
             until = wait_until(view, offer, rate, lane_would_idle=len(found) == len(held) + 1)
-            if until is None and self.rejects:
+            if until is None and self.rejects and not offer.aged:
                 until = self._last.kept_until(view, offer)
             if until is not None:
                 held.append((offer, until))

@@ -140,6 +140,10 @@ class Ours:
     # --- beside what is in flight -----------------------------------------------------------------------
 
     def _beside(self, view: View, jobs: Sequence[Job], lane: LaneState | None) -> Plan:
+        for n, job in enumerate(jobs):
+            if job.aged:  # nobody joins before it, so that it finds the device empty in the end
+                jobs = jobs[: n + 1]
+                break
         tried = [job for job in jobs if not self._waits(view, job)] if self.overlaps or lane is None else jobs
         if lane is not None:
             tried = [job for job in tried if not self._keeps_from(view, job)]
@@ -183,7 +187,7 @@ class Ours:
 
     def _keeps_from(self, view: View, job: Job) -> bool:
         """Whether the last lane that shares no compute with others is kept for shorter work."""
-        return job.offer is not None and self._last.kept_until(view, job.offer) is not None
+        return job.offer is not None and not job.aged and self._last.kept_until(view, job.offer) is not None
 
     def _joins(self, view: View, job: Job, forecast: Forecast, index: int, done_at: int) -> str:
         """Why the job should start now beside what is in flight, which would be done at `done_at`; empty when
@@ -214,8 +218,8 @@ class Ours:
         return "probe: to learn from it" if self._probes(view, job, forecast, index) else ""
 
     def _probes(self, view: View, job: Job, forecast: Forecast, index: int) -> bool:
-        """Whether it is time to try an overlap that is expected to gain too little, and nobody could be late for
-        it: an expectation that keeps work apart is never put right otherwise."""
+        """Whether it is time to try an overlap that is expected to gain too little, and nobody could be late
+        for it: an expectation that keeps work apart is never put right otherwise."""
         at = view.at
         for flight, then in zip(view.flights.values(), forecast.in_flight_finish_at[index], strict=True):
             if flight.due_at < at + AMPLE * (then[SLO_COLUMN] - at):
