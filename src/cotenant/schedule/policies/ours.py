@@ -20,15 +20,16 @@ from dataclasses import dataclass, field
 
 from msgspec import structs
 
-from cotenant.domain import NS_PER_MS, SLO_COLUMN, Candidate, JobClass, Request, Snapshot
+from cotenant.domain import SLO_COLUMN, Candidate, JobClass, Request, Snapshot
 from cotenant.ports import Forecast
 from cotenant.schedule.admission import Admission, Verdict, admit_if_feasible_alone
 from cotenant.schedule.jobs import Job, next_jobs
 from cotenant.schedule.last_lane import LastLane
 from cotenant.schedule.packing import Packing
 from cotenant.schedule.plan import Choice, Plan, wait_until
-from cotenant.schedule.queue import NEVER, DeadlineQueue
+from cotenant.schedule.queue import NEVER
 from cotenant.schedule.score import benefit, expected_met
+from cotenant.schedule.turned_down import TurnedDown
 from cotenant.schedule.view import Flight, LaneState, View
 
 LOOKED_AT = 4
@@ -52,8 +53,6 @@ PROBED = 50
 is tried is learned ..."""
 AMPLE = 2.0
 """... where every deadline leaves this many times what is expected at the upper quantile."""
-RETRY_NS = NS_PER_MS
-"""A job that was turned down is tried again after this time (ns), or when anything has begun or ended."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -68,15 +67,7 @@ class Ours:
     fifo: bool = False
     resumes: bool = True
     plans_alone: bool = True
-    _turned_down: dict[int | str, tuple[int, int]] = field(default_factory=dict)
-    """Jobs turned down since something last began or ended: version of the queue, and when to try again."""
-    _turn: int = -1
-    _seen: Sequence[DeadlineQueue] = ()
-    _versions: Sequence[int] = ()
-    _retry_at: int = 0
-    _wake_at: int | None = None
-    """What waited when all jobs were turned down last, when the first may be tried again, and what was to
-    be waited for."""
+    _turned_down: TurnedDown = field(default_factory=TurnedDown)
     _free: tuple[int, LaneState | None] = (-1, None)
     """The freest lane, as of a turn."""
     _n_ample: int = 0
@@ -96,8 +87,8 @@ class Ours:
 
     def plan(self, view: View) -> Plan:
         """One job to start beside what is in flight, or a dispatch to stop for one."""
-        if self._nothing_new(view):
-            return Plan(wake_at=self._wake_at)
+        if self._turned_down.nothing_new(view):
+            return Plan(wake_at=self._turned_down.wake_at)
         jobs, gone = next_jobs(view, LOOKED_AT, self._packing.passed_over(view, self._ends))
         if gone:
             return Plan(drop=gone)
@@ -144,11 +135,15 @@ class Ours:
             if job.aged:  # nobody joins before it, so that it finds the device empty in the end
                 jobs = jobs[: n + 1]
                 break
-        tried = [job for job in jobs if not self._waits(view, job)] if self.overlaps or lane is None else jobs
+        tried = (
+            [job for job in jobs if not self._turned_down.waits(view, job)]
+            if self.overlaps or lane is None
+            else jobs
+        )
         if lane is not None:
             tried = [job for job in tried if not self._keeps_from(view, job)]
         if not tried:
-            return self._wait(view, jobs)
+            return Plan(wake_at=self._turned_down.all_of(view, jobs))
         snapshot = view.snapshot_alone()
         candidates = []
         if lane is not None and self.overlaps:
@@ -174,16 +169,8 @@ class Ours:
                     )
         stopped = self._stop_for(view, tried, forecast, snapshot) if self.stops else ()
         for job in tried:
-            self._turn_down(view, job)
-        return self._wait(view, jobs, stopped)
-
-    def _wait(self, view: View, jobs: Sequence[Job], stopped: Sequence[int] = ()) -> Plan:
-        """Nothing starts now."""
-        self._seen = view.waiting()
-        self._versions = [queue.version for queue in self._seen]
-        self._retry_at = min([self._turned_down.get(_key(job), (0, 0))[1] for job in jobs])
-        self._wake_at = _next_chance(view, jobs)
-        return Plan(preempt=stopped, wake_at=self._wake_at)
+            self._turned_down.add(view, job)
+        return Plan(preempt=stopped, wake_at=self._turned_down.all_of(view, jobs))
 
     def _keeps_from(self, view: View, job: Job) -> bool:
         """Whether the last lane that shares no compute with others is kept for shorter work."""
@@ -302,32 +289,6 @@ class Ours:
         gain = expected_met(then.finish_at[0], job.dues) - expected_met(_alone_from(done_at, job), job.dues)
         return flight.dispatch.id if gain - CARE * harm > GAIN_BY_STOPPING else None
 
-    # --- not asking twice ---------------------------------------------------------------------------
-
-    def _nothing_new(self, view: View) -> bool:
-        """Whether all jobs were turned down a moment ago, with the same in flight and the same waiting."""
-        return (
-            view.turn == self._turn
-            and view.at < self._retry_at
-            and (self._wake_at is None or view.at < self._wake_at)
-            and view.waiting() is self._seen
-            and [queue.version for queue in self._seen] == self._versions
-        )
-
-    def _waits(self, view: View, job: Job) -> bool:
-        """Whether the job was turned down a moment ago and nothing has changed since."""
-        if view.turn != self._turn:
-            self._turn = view.turn
-            self._turned_down.clear()
-        version, retry_at = self._turned_down.get(_key(job), (-1, 0))
-        return version == _version(job) and view.at < retry_at
-
-    def _turn_down(self, view: View, job: Job) -> None:
-        retry_at = view.at + RETRY_NS
-        if view.at < job.latest_start_at < NEVER:
-            retry_at = max(retry_at, job.latest_start_at)
-        self._turned_down[_key(job)] = (_version(job), retry_at)
-
 
 def freest_lane(view: View) -> LaneState | None:
     """The idle lane whose compute units the fewest other lanes are using."""
@@ -368,19 +329,6 @@ def _best_effort(view: View) -> Sequence[int]:
 
 def _boundaries_left(flight: Flight) -> int:
     return flight.dispatch.end_segment - flight.segment - 1
-
-
-def _next_chance(view: View, jobs: Sequence[Job]) -> int | None:
-    """When the next of the jobs that wait becomes urgent."""
-    return min((job.latest_start_at for job in jobs if view.at < job.latest_start_at < NEVER), default=None)
-
-
-def _key(job: Job) -> int | str:
-    return job.variant.model if job.stopped is None else job.stopped.dispatch.id
-
-
-def _version(job: Job) -> int:
-    return 0 if job.offer is None else job.offer.queue.version
 
 
 def _alone_from(at: int, job: Job) -> list[int]:
