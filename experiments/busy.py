@@ -38,9 +38,7 @@ def compared(scenario: Scenario, policy: str, seed: int, store: Path) -> dict[st
         models=tuple(model for model in scenario.models if model.job_class is not JobClass.BEST_EFFORT),
     )
     if len(alone.models) == len(scenario.models):
-        raise SystemExit(
-            f"{scenario.path}: no model has class = 'best_effort'"
-        )
+        raise SystemExit(f"{scenario.path}: no model has class = 'best_effort'")
     full, without = (
         simulate(one, device_of(one, places(store)), policy, seed=seed) for one in (scenario, alone)
     )
