@@ -3,10 +3,11 @@
     python experiments/policy_suite.py SCENARIO.toml... [--seeds 3] [--policies a,b] [--folder docs/results]
 
 Runs `cotenant study policies` on each scenario and writes `policies_NAME.json` into the folder, on one line
-and with figures of 7 digits; `--part 0.25` runs a quarter of each scenario's time, all phases kept. A scenario whose file is there is not run again (`--again` runs it anyway). A
-scenario that fails is named at the end and does not stop the others. Prints, per scenario and level, goodput
-of `--of` (`ours`) as a multiple of the best simple policy's (`fcfs`, `exclusive_edf`, `deferred_edf`,
-`k_edf`, the first and last tuned), then median and least.
+and with figures of 7 digits. `--part 0.25` runs a quarter of each scenario's time, all phases kept. A
+scenario whose file is there is not run again (`--again` runs it anyway); one that fails is named at the end
+and does not stop the others. Prints, per scenario and level, goodput of `--of` (`ours`) as a multiple of the
+best simple policy's (`fcfs`, `exclusive_edf`, `deferred_edf`, `k_edf`, the first and last tuned), then median
+and least.
 """
 
 from __future__ import annotations
