@@ -7,7 +7,7 @@ import json
 import pytest
 from msgspec import structs
 
-from cotenant.domain import JobClass, Observation, OutcomeKind, Prediction, Variant
+from cotenant.domain import JobClass, Observation, OutcomeKind, Overlap, Prediction, Variant
 from cotenant.experiment.report import BusyInterval, RequestRecord, RunFacts, build_report
 
 MS = 1_000_000
@@ -90,6 +90,17 @@ def test_prediction_errors_are_of_the_span_from_dispatch_to_end() -> None:
     assert scores["signed_error"] == pytest.approx(-0.2)
     assert scores["coverage"] == {"0.9": 0.0, "0.95": 1.0, "0.99": 1.0}
     assert report["mean_batch"] == 2
+    beside = [
+        Overlap(2, Variant("b", 1), 2 * MS, 5 * MS),
+        Overlap(3, Variant("b", 1), 5 * MS, None),
+        Overlap(4, Variant("b", 1), 6 * MS, 7 * MS),
+    ]
+    crowded = structs.replace(seen, overlaps=tuple(beside))
+    stopped = structs.replace(seen, end_segment=4, segment_ended_at=(2 * MS, 3 * MS), ended_at=3 * MS)
+    scores = build_report([], facts(observations=[seen, crowded, stopped]))["prediction"]
+    assert scores["n"] == 2  # one that was stopped was predicted to its end
+    assert {key: of["n"] for key, of in scores["in_flight"].items()} == {"1": 1, "3": 1}
+    assert scores["in_flight"]["3"]["mape"] == pytest.approx(0.2)
 
 
 def test_an_empty_run_is_valid_json_without_nan() -> None:

@@ -217,7 +217,10 @@ def _percentiles(values: Any, levels: Sequence[int]) -> dict[str, float | None]:
 
 
 def prediction_scores(observations: Sequence[Observation]) -> dict[str, Any]:
-    """How good the predictions issued at dispatch were, of the span from dispatch to end."""
+    """How good the predictions issued at dispatch were, of the span from dispatch to end. A dispatch that
+    was stopped at a boundary has none: it was predicted to its end. `in_flight`: by the most that were in
+    flight at one instant of the run."""
+    observations = [observation for observation in observations if not observation.preempted]
     issued = [observation.predictions[0] for observation in observations]
     issued_at = np.asarray([prediction.issued_at for prediction in issued], np.int64)
     actual = (np.asarray([o.ended_at for o in observations], np.int64) - issued_at).astype(float)
@@ -227,9 +230,10 @@ def prediction_scores(observations: Sequence[Observation]) -> dict[str, Any]:
     if not len(actual):
         nothing = dict.fromkeys(names.values())
         return {"n": 0, "mape": None, "median_ape": None, "p90_ape": None, "signed_error": None,
-                "coverage": nothing, "width": nothing}  # fmt: skip
+                "coverage": nothing, "width": nothing, "in_flight": {}}  # fmt: skip
     median = spans[:, 0]
     error = np.abs(median - actual) / actual
+    crowd = np.asarray([o.most_in_flight for o in observations])
     upper = {text: spans[:, LEVELS.index(level)] for level, text in names.items()}
     return {
         "n": len(actual),
@@ -239,4 +243,9 @@ def prediction_scores(observations: Sequence[Observation]) -> dict[str, Any]:
         "signed_error": float(((median - actual) / actual).mean()),
         "coverage": {text: float((actual <= bound).mean()) for text, bound in upper.items()},
         "width": {text: float(((bound - median) / median).mean()) for text, bound in upper.items()},
+        "in_flight": {
+            str(n): {"n": int(those.sum()), "mape": float(error[those].mean())}
+            for n in np.unique(crowd).tolist()
+            if (those := crowd == n).any()
+        },
     }

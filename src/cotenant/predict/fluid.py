@@ -216,7 +216,7 @@ class FluidPredictor:
             self.handover.learn(observation.started_at - observation.decided_at, at)
         if not self.config.conformal:
             self.calibrator.believe(self.estimator.spread)
-        elif not preempted(observation) and observation.predictions:
+        elif not observation.preempted and observation.predictions:
             self._calibrate(observation, observation.predictions[0])
         if self.drift.learn(model, residual):
             if self.config.conformal:
@@ -272,11 +272,11 @@ def work_of(known: Known, observation: Observation) -> float:
     that is not known."""
     first, n = observation.first_segment, len(observation.segment_ended_at)
     n_segments = observation.end_segment
-    if not preempted(observation) and first == 0:
+    if not observation.preempted and first == 0:
         return known.features.solo_ns
     if known.n_segments != n_segments:
         return 0.0
-    last = first + n if preempted(observation) else n_segments
+    last = first + n if observation.preempted else n_segments
     return float(known.segment_ns[first:last].sum())
 
 
@@ -285,12 +285,6 @@ def first_of(known: Known, observation: Observation) -> int:
     if known.n_segments != observation.end_segment:
         return 0
     return observation.first_segment
-
-
-def preempted(observation: Observation) -> bool:
-    """Whether it stopped at a boundary before its end."""
-    n_ended = len(observation.segment_ended_at)
-    return 0 < n_ended < observation.end_segment - observation.first_segment
 
 
 def possible(observation: Observation) -> bool:

@@ -307,7 +307,7 @@ class SoloPredictor:
             self._state.n_refused += 1
             return None
         span = observation.ended_at - observation.started_at
-        if _preempted(observation):
+        if observation.preempted:
             return None  # how much of the work was done is not known to this predictor
         variant, at, state = observation.variant, observation.ended_at, self._state
         whole = self._left(variant.model, observation.first_segment)
@@ -465,11 +465,6 @@ def _possible(observation: Observation) -> bool:
     decided, started, ended = observation.decided_at, observation.started_at, observation.ended_at
     in_order = decided <= started < ended  # false where one is not a number
     return in_order and math.isfinite(ended) and observation.first_segment < observation.end_segment
-
-
-def _preempted(observation: Observation) -> bool:
-    n_ended = len(observation.segment_ended_at)
-    return 0 < n_ended < observation.end_segment - observation.first_segment
 
 
 def _monotone(spans: list[int]) -> tuple[int, ...]:

@@ -11,7 +11,6 @@ from dataclasses import replace
 
 from cotenant.domain import Observation, Overlap, Variant
 from cotenant.ports import LaneInfo
-from cotenant.predict.fluid import preempted
 from cotenant.predict.zoo.encoding import SHARED_UNITS
 from cotenant.predict.zoo.seam import Row
 from cotenant.profile.features import FeatureTable, WorkloadFeatures
@@ -90,9 +89,9 @@ class Workloads:
     def work_ns(self, victim: WorkloadFeatures, observation: Observation) -> float:
         """Solo span (ns) of what was run; 0 where that is not known."""
         first, n_ended = observation.first_segment, len(observation.segment_ended_at)
-        if first == 0 and not preempted(observation):
+        if first == 0 and not observation.preempted:
             return victim.solo_ns
-        last = first + n_ended if preempted(observation) else observation.end_segment
+        last = first + n_ended if observation.preempted else observation.end_segment
         shares = [share for share, _ in victim.segments]
         if len(shares) != observation.end_segment:
             return 0.0
