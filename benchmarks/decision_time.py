@@ -5,9 +5,9 @@ ways. The default policy with the solo predictor: synthetic models of 3 to 60 ms
 5 times the solo median, Poisson arrivals at 0.9 of what the lanes complete. And `ours` with the fluid
 predictor, learning: the twin of an H100 with models of the kernel traces in turn, Zipf popularity, 800
 requests/s, so that most of the lanes are busy all the time. Timed is what the deciding thread does between an
-event and the actions that follow from it (`Scheduler.handle`), in real time, after the first tenth of the
-run: one decision may start several batches. It does not measure the interpreting of actions, HTTP, or a
-machine whose caches a model has just emptied.
+event and the actions that follow from it (`Scheduler.handle`), in real time, of the default policy after the
+first tenth of the run: one decision may start several batches. It does not measure the interpreting of
+actions, HTTP, or a machine whose caches a model has just emptied.
 
     python benchmarks/decision_time.py [--requests 8000] [--repeats 3] [--json FILE]
 """

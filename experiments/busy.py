@@ -15,6 +15,7 @@ import json
 import statistics
 import sys
 import tempfile
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,26 +26,29 @@ from rich.table import Table
 from cotenant.catalogue import places
 from cotenant.config import Scenario, load_scenario
 from cotenant.domain import JobClass
-from cotenant.experiment.simulated import device_of, simulate
+from cotenant.experiment.simulated import SimulatedDevice, device_of, simulate
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 console = Console(width=None if sys.stdout.isatty() else 110)
 
 
-def compared(scenario: Scenario, policy: str, seed: int, store: Path) -> dict[str, Any]:
+def without_best_effort(scenario: Scenario) -> Scenario:
+    """The same with nothing to fill the device. Raises SystemExit where there is nothing to compare."""
+    classes = [model.job_class for model in scenario.models]
+    for wanted in (JobClass.BEST_EFFORT, JobClass.PROTECTED):
+        if wanted not in classes:
+            raise SystemExit(f"{scenario.path}: no model has class = '{wanted.name.lower()}'")
+    left = tuple(model for model in scenario.models if model.job_class is not JobClass.BEST_EFFORT)
+    return replace(scenario, models=left)
+
+
+Case = tuple[Scenario, SimulatedDevice]
+
+
+def compared(cases: Sequence[Case], policy: str, seed: int) -> dict[str, Any]:
     """One seed, with and without best-effort work."""
-    alone = replace(
-        scenario,
-        models=tuple(model for model in scenario.models if model.job_class is not JobClass.BEST_EFFORT),
-    )
-    if len(alone.models) == len(scenario.models):
-        raise SystemExit(f"{scenario.path}: no model has class = 'best_effort'")
-    full, without = (
-        simulate(one, device_of(one, places(store)), policy, seed=seed) for one in (scenario, alone)
-    )
-    protected, before = (report["per_class"].get("protected") for report in (full, without))
-    if protected is None:
-        raise SystemExit(f"{scenario.path}: no model has class = 'protected'")
+    full, without = (simulate(scenario, device, policy, seed=seed) for scenario, device in cases)
+    protected, before = (report["per_class"]["protected"] for report in (full, without))
     return {
         "seed": seed,
         "protected_attainment": protected["attainment"],
@@ -69,9 +73,12 @@ def main() -> int:
     options = parser.parse_args()
     scenario = load_scenario(options.scenario)
     with tempfile.TemporaryDirectory() as store:
+        cases = [
+            (one, device_of(one, places(Path(store)))) for one in (scenario, without_best_effort(scenario))
+        ]
         found = []
         for seed in range(1, options.seeds + 1):
-            found.append(compared(scenario, options.policy, seed, Path(store)))
+            found.append(compared(cases, options.policy, seed))
             console.print(f"seed {seed} of {options.seeds} done", style="dim")
     keys = [key for key in found[0] if key != "seed"]
     means = {key: statistics.mean(one[key] for one in found) for key in keys}

@@ -234,21 +234,6 @@ class Observation(Struct, frozen=True, kw_only=True):
         """Whether it stopped at a boundary before its end."""
         return 0 < len(self.segment_ended_at) < self.end_segment - self.first_segment
 
-    @property
-    def most_in_flight(self) -> int:
-        """The most dispatches, itself among them, that were in flight at one instant of its run."""
-        changes = []
-        for overlap in self.overlaps:
-            began_at = max(overlap.began_at, self.started_at)
-            ended_at = self.ended_at if overlap.ended_at is None else overlap.ended_at
-            if ended_at > began_at:
-                changes += [(began_at, 1), (ended_at, -1)]
-        now = most = 1
-        for _, change in sorted(changes):
-            now += change
-            most = max(most, now)
-        return most
-
 
 class Outcome(Struct, frozen=True, kw_only=True, gc=False):
     """How a request ended and what an explanation needs."""

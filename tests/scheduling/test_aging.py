@@ -5,18 +5,11 @@ from __future__ import annotations
 from itertools import pairwise
 
 import pytest
+from rig import outcomes_of
 
-from cotenant.clock import VirtualClock
 from cotenant.domain import NS_PER_S, JobClass, ModelSpec, Outcome, OutcomeKind, Request
-from cotenant.execute.fake import FakeExecutor, FakeScript
 from cotenant.ports import LaneInfo
-from cotenant.predict.solo import SoloPredictor
-from cotenant.schedule.policies import make_policy
 from cotenant.schedule.queue import PATIENCE_NS, DeadlineQueue
-from cotenant.schedule.scheduler import Scheduler
-from cotenant.simulate.driver import Simulation, VirtualTimers
-from cotenant.testing import TableProfiles
-from cotenant.workload.characterise import OnlineLoadMeter
 
 SOLO_MS = 10.0
 ENDS_S = 60
@@ -27,29 +20,6 @@ def run(policy: str, job_class: JobClass) -> list[Outcome]:
     model that are due at no time."""
     names = ("urgent", "patient")
     specs = {name: ModelSpec(name=name, slo_ns=None, max_batch=1, row_buckets=(1,)) for name in names}
-    profiles = TableProfiles(specs, dict.fromkeys(specs, SOLO_MS))
-    clock = VirtualClock()
-    timers = VirtualTimers(clock)
-    lanes = [LaneInfo(index=0, units=(0,))]
-    executor = FakeExecutor(
-        lanes, timers, FakeScript(durations=lambda dispatch: profiles.solo(dispatch.variant).median_ns)
-    )
-    predictor = SoloPredictor(profiles)
-    outcomes: list[Outcome] = []
-    simulation = Simulation(
-        scheduler=Scheduler(
-            policy=make_policy(policy),
-            predictor=predictor,
-            load=OnlineLoadMeter(),
-            lanes=lanes,
-            specs=specs.values(),
-        ),
-        executor=executor,
-        learner=predictor,
-        clock=clock,
-        timers=timers,
-        on_settled=outcomes.append,
-    )
     requests = [
         Request(
             id=f"u{n}",
@@ -65,8 +35,9 @@ def run(policy: str, job_class: JobClass) -> list[Outcome]:
         )
         for n in range(5 * ENDS_S)
     ]
-    simulation.run(sorted(requests, key=lambda request: request.arrived_at))
-    return outcomes
+    requests.sort(key=lambda request: request.arrived_at)
+    lanes = [LaneInfo(index=0, units=(0,))]
+    return outcomes_of(policy, specs, dict.fromkeys(specs, SOLO_MS), requests, lanes)
 
 
 @pytest.mark.parametrize("job_class", [JobClass.STANDARD, JobClass.BEST_EFFORT])

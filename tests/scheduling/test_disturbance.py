@@ -3,18 +3,11 @@
 from __future__ import annotations
 
 import pytest
+from rig import outcomes_of
 
-from cotenant.clock import VirtualClock
 from cotenant.domain import NS_PER_MS, NS_PER_S, ModelSpec, Outcome, OutcomeKind, Request
-from cotenant.execute.fake import FakeExecutor, FakeScript
 from cotenant.ports import LaneInfo
-from cotenant.predict.solo import SoloPredictor
-from cotenant.schedule.policies import make_policy
-from cotenant.schedule.scheduler import Scheduler
-from cotenant.simulate.driver import Simulation, VirtualTimers
-from cotenant.testing import TableProfiles
 from cotenant.workload.arrivals import instants, merged
-from cotenant.workload.characterise import OnlineLoadMeter
 from cotenant.workload.traffic import Traffic
 
 SOLO_MS = {"short": 3.0, "medium": 12.0, "long": 45.0}
@@ -33,36 +26,12 @@ def run(policy: str) -> list[Outcome]:
         )
         for name, solo in SOLO_MS.items()
     }
-    profiles = TableProfiles(specs, SOLO_MS)
-    clock = VirtualClock()
-    timers = VirtualTimers(clock)
-    lanes = [LaneInfo(index=i, units=(i,)) for i in range(2)]
-    script = FakeScript(durations=lambda dispatch: profiles.solo(dispatch.variant).median_ns)
-    executor = FakeExecutor(lanes, timers, script)
-    predictor = SoloPredictor(profiles)
-    outcomes: list[Outcome] = []
-    simulation = Simulation(
-        scheduler=Scheduler(
-            policy=make_policy(policy),
-            predictor=predictor,
-            load=OnlineLoadMeter(),
-            lanes=lanes,
-            specs=specs.values(),
-        ),
-        executor=executor,
-        learner=predictor,
-        clock=clock,
-        timers=timers,
-        on_settled=outcomes.append,
-    )
-    executor.slow_down(5.0, at=int(SLOW_FROM_S * NS_PER_S))
-    executor.slow_down(1.0, at=int(SLOW_UNTIL_S * NS_PER_S))
     names = list(specs)
     per_model = [
         instants([Traffic(from_s=0.0, rate_per_s=RATES[name])], ENDS_S, seed=3, name=name) for name in names
     ]
     at, which = merged(per_model)
-    simulation.run(
+    requests = [
         Request(
             id=f"r{n}",
             model=names[index],
@@ -70,8 +39,10 @@ def run(policy: str) -> list[Outcome]:
             deadline_at=instant + (specs[names[index]].slo_ns or 0),
         )
         for n, (instant, index) in enumerate(zip(at.tolist(), which.tolist(), strict=True))
-    )
-    return outcomes
+    ]
+    lanes = [LaneInfo(index=i, units=(i,)) for i in range(2)]
+    slow = [(5.0, int(SLOW_FROM_S * NS_PER_S)), (1.0, int(SLOW_UNTIL_S * NS_PER_S))]
+    return outcomes_of(policy, specs, SOLO_MS, requests, lanes, slow=slow)
 
 
 @pytest.mark.parametrize("policy", ["deferred_edf", "exclusive_edf", "k_edf", "ours"])

@@ -5,17 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from msgspec import structs
+from rig import outcomes_of
 
-from cotenant.clock import VirtualClock
 from cotenant.domain import NS_PER_MS, NS_PER_S, Candidate, ModelSpec, Request, Snapshot
-from cotenant.execute.fake import FakeExecutor, FakeScript
 from cotenant.ports import Forecast, LaneInfo
 from cotenant.predict.solo import SoloPredictor
-from cotenant.schedule.policies.ours import Ours
-from cotenant.schedule.scheduler import Scheduler
-from cotenant.simulate.driver import Simulation, VirtualTimers
-from cotenant.testing import TableProfiles
-from cotenant.workload.characterise import OnlineLoadMeter
 
 SOLO_MS = 10.0
 
@@ -39,33 +33,7 @@ def n_begun_beside_another(slo_ms: float) -> tuple[int, int]:
         name: ModelSpec(name=name, slo_ns=int(slo_ms * NS_PER_MS), max_batch=1, row_buckets=(1,))
         for name in ("a", "b")
     }
-    profiles = TableProfiles(specs, dict.fromkeys(specs, SOLO_MS))
-    clock = VirtualClock()
-    timers = VirtualTimers(clock)
-    lanes = [LaneInfo(index=i, units=(0,)) for i in range(2)]
-    executor = FakeExecutor(
-        lanes, timers, FakeScript(durations=lambda dispatch: profiles.solo(dispatch.variant).median_ns)
-    )
-    predictor = NobodyBesideAnother(profiles)
-    beside = [0, 0]
-
-    def settled(outcome) -> None:
-        assert outcome.ended_at <= outcome.request.deadline_at
-        late_ns = outcome.started_at - outcome.request.arrived_at
-        beside[0] += late_ns < 0.5 * SOLO_MS * NS_PER_MS and outcome.request.model == "b"
-        beside[1] += outcome.request.model == "b"
-
-    simulation = Simulation(
-        scheduler=Scheduler(
-            policy=Ours(), predictor=predictor, load=OnlineLoadMeter(), lanes=lanes, specs=specs.values()
-        ),
-        executor=executor,
-        learner=predictor,
-        clock=clock,
-        timers=timers,
-        on_settled=settled,
-    )
-    simulation.run(
+    requests = [
         Request(
             id=f"{name}{n}",
             model=name,
@@ -73,9 +41,14 @@ def n_begun_beside_another(slo_ms: float) -> tuple[int, int]:
             deadline_at=at + int(slo_ms * NS_PER_MS),
         )
         for n in range(1000)
-        for name in ("a", "b")
-    )
-    return beside[0], beside[1]
+        for name in specs
+    ]
+    lanes = [LaneInfo(index=i, units=(0,)) for i in range(2)]
+    solo_ms = dict.fromkeys(specs, SOLO_MS)
+    outcomes = outcomes_of("ours", specs, solo_ms, requests, lanes, predicts=NobodyBesideAnother)
+    assert all(outcome.ended_at <= outcome.request.deadline_at for outcome in outcomes)
+    waited_ns = [o.started_at - o.request.arrived_at for o in outcomes if o.request.model == "b"]
+    return sum(waited < 0.5 * SOLO_MS * NS_PER_MS for waited in waited_ns), len(waited_ns)
 
 
 def test_an_overlap_that_seems_to_gain_nothing_is_tried_now_and_then_where_deadlines_are_ample():

@@ -233,7 +233,7 @@ def prediction_scores(observations: Sequence[Observation]) -> dict[str, Any]:
                 "coverage": nothing, "width": nothing, "in_flight": {}}  # fmt: skip
     median = spans[:, 0]
     error = np.abs(median - actual) / actual
-    crowd = np.asarray([o.most_in_flight for o in observations])
+    crowd = np.asarray([_most_in_flight(o) for o in observations])
     upper = {text: spans[:, LEVELS.index(level)] for level, text in names.items()}
     return {
         "n": len(actual),
@@ -245,7 +245,21 @@ def prediction_scores(observations: Sequence[Observation]) -> dict[str, Any]:
         "width": {text: float(((bound - median) / median).mean()) for text, bound in upper.items()},
         "in_flight": {
             str(n): {"n": int(those.sum()), "mape": float(error[those].mean())}
-            for n in np.unique(crowd).tolist()
-            if (those := crowd == n).any()
+            for n, those in ((n, crowd == n) for n in np.unique(crowd).tolist())
         },
     }
+
+
+def _most_in_flight(observation: Observation) -> int:
+    """The most dispatches, the observed one among them, that were in flight at one instant of its run."""
+    changes = []
+    for overlap in observation.overlaps:
+        began_at = max(overlap.began_at, observation.started_at)
+        ended_at = observation.ended_at if overlap.ended_at is None else overlap.ended_at
+        if ended_at > began_at:
+            changes += [(began_at, 1), (ended_at, -1)]
+    now = most = 1
+    for _, change in sorted(changes):
+        now += change
+        most = max(most, now)
+    return most

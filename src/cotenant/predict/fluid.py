@@ -35,7 +35,7 @@ from cotenant.predict.drift import DriftDetector
 from cotenant.predict.estimator import Estimator, EstimatorConfig, PairMap
 from cotenant.predict.handover import Handover
 from cotenant.predict.pair_map import FEWEST_LABELS, ReducedMap
-from cotenant.predict.solo import SoloPredictor
+from cotenant.predict.solo import SoloPredictor, possible
 from cotenant.predict.workloads import Known
 from cotenant.profile.features import FeatureTable
 
@@ -285,13 +285,6 @@ def first_of(known: Known, observation: Observation) -> int:
     if known.n_segments != observation.end_segment:
         return 0
     return observation.first_segment
-
-
-def possible(observation: Observation) -> bool:
-    """Whether the instants are finite and in order and there was anything to run."""
-    decided, started, ended = observation.decided_at, observation.started_at, observation.ended_at
-    in_order = decided <= started < ended  # false where one is not a number
-    return in_order and math.isfinite(ended) and observation.first_segment < observation.end_segment
 
 
 def _five(offsets: Sequence[float]) -> Offsets:

@@ -303,7 +303,7 @@ class SoloPredictor:
     def learn(self, observation: Observation) -> int | None:
         if not self.config.learns:
             return None
-        if not _possible(observation):
+        if not possible(observation):
             self._state.n_refused += 1
             return None
         span = observation.ended_at - observation.started_at
@@ -460,7 +460,7 @@ class SoloPredictor:
         return [sigma * z for z in PRIOR_GRID]
 
 
-def _possible(observation: Observation) -> bool:
+def possible(observation: Observation) -> bool:
     """Whether the instants are finite and in order and there was anything to run."""
     decided, started, ended = observation.decided_at, observation.started_at, observation.ended_at
     in_order = decided <= started < ended  # false where one is not a number

@@ -81,11 +81,13 @@ def next_jobs(
         (*stopped.rank(view.at), "", stopped) for stopped in view.suspended
     ]
     first = {queue.model: _first(queue, passed_over) for queue in view.waiting()} if passed_over else {}
-    entries += [
-        (queue.job_class, first.get(queue.model) or queue.head_due, queue.model, queue)
-        for queue in view.waiting()
-    ]
-    entries += [(*offer.order, offer) for queue in view.waiting() if (offer := aged_offer(view, queue))]
+    for queue in view.waiting():
+        aged = aged_offer(view, queue)
+        if aged is None:
+            due_at = first.get(queue.model) or queue.head_due
+            entries.append((queue.job_class, due_at, queue.model, queue))
+        else:
+            entries.append((*aged.order, aged))
     entries.sort(key=lambda entry: entry[:3])
     jobs: list[Job] = []
     for _, _, _, entry in entries:

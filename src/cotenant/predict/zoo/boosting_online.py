@@ -31,7 +31,7 @@ import numpy as np
 
 from cotenant.domain import Candidate, InFlight, LoadEstimate, Observation, Snapshot
 from cotenant.ports import Forecast, LaneInfo
-from cotenant.predict.fluid import possible
+from cotenant.predict.solo import possible
 from cotenant.predict.zoo.encoding import Encoder
 from cotenant.predict.zoo.margins import Margins, MarginsState, finish, remaining
 from cotenant.predict.zoo.quantile_trees import NEUTRAL, QuantileTrees

@@ -23,9 +23,8 @@ import numpy as np
 from cotenant.domain import LEVELS, ModelSpec, Observation, SoloProfile, Variant
 from cotenant.ports import LaneInfo, ProfileTable
 from cotenant.predict.calibrate import Offsets
-from cotenant.predict.fluid import possible
 from cotenant.predict.quantiles import standard_normal
-from cotenant.predict.solo import SoloConfig, SoloPredictor
+from cotenant.predict.solo import SoloConfig, SoloPredictor, possible
 from cotenant.predict.zoo.at_dispatch import AtDispatch
 from cotenant.predict.zoo.linear import Linear
 from cotenant.predict.zoo.margins import LEVEL, Margins

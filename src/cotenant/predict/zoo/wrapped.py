@@ -9,7 +9,7 @@ import msgspec
 
 from cotenant.domain import Observation, Snapshot
 from cotenant.ports import LaneInfo
-from cotenant.predict.fluid import possible
+from cotenant.predict.solo import possible
 from cotenant.predict.zoo.margins import Margins, MarginsState, remaining
 from cotenant.predict.zoo.seam import Row, SlowdownModel, decoded
 from cotenant.predict.zoo.workloads import Key, Workloads
