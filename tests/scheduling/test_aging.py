@@ -7,9 +7,10 @@ from itertools import pairwise
 import pytest
 from rig import outcomes_of
 
-from cotenant.domain import NS_PER_S, JobClass, ModelSpec, Outcome, OutcomeKind, Request
+from cotenant.domain import NS_PER_S, JobClass, ModelSpec, Outcome, OutcomeKind, Request, Variant
 from cotenant.ports import LaneInfo
-from cotenant.schedule.queue import PATIENCE_NS, DeadlineQueue
+from cotenant.schedule.plan import Offer
+from cotenant.schedule.queue import NEVER, PATIENCE_NS, DeadlineQueue
 
 SOLO_MS = 10.0
 ENDS_S = 60
@@ -74,3 +75,22 @@ def test_a_deadline_never_ages():
     queue = DeadlineQueue("m")
     queue.push(Request(id="r", model="m", arrived_at=0, deadline_at=int(1e12)))
     assert not queue.aged(5 * PATIENCE_NS)
+
+
+def test_what_has_aged_is_not_ranked_by_the_class_of_others_of_its_model():
+    queue = DeadlineQueue("m")
+    patient = Request(id="p", model="m", arrived_at=0, deadline_at=None, job_class=JobClass.BEST_EFFORT)
+    queue.push(patient)
+    queue.push(Request(id="r", model="m", arrived_at=0, deadline_at=1, job_class=JobClass.PROTECTED))
+    offer = Offer(
+        queue=queue,
+        variant=Variant("m", 1),
+        requests=[patient],
+        rows=1,
+        due_at=NEVER,
+        median_ns=1,
+        upper_ns=1,
+        aged=True,
+    )
+    assert queue.job_class is JobClass.PROTECTED
+    assert offer.job_class is JobClass.STANDARD

@@ -41,8 +41,11 @@ class Offer:
 
     @property
     def job_class(self) -> JobClass:
-        """The class that it is ranked with."""
-        return min(self.queue.job_class, JobClass.STANDARD) if self.aged else self.queue.job_class
+        """The class that it is ranked with: its queue's, or, aged, that of what is in it, but no less than
+        standard."""
+        if not self.aged:
+            return self.queue.job_class
+        return min(JobClass.STANDARD, *(request.job_class for request in self.requests))
 
     @property
     def order(self) -> tuple[JobClass, int, str]:

@@ -423,7 +423,7 @@ class Scheduler:
             why=choice.why,
         )
         classes = [request.job_class for request in offer.requests]
-        self._launch(dispatch, lane, min(*classes, offer.job_class if offer.aged else JobClass.BEST_EFFORT))
+        self._launch(dispatch, lane, offer.job_class if offer.aged else min(classes))
 
     def _launch(self, dispatch: Dispatch, lane: LaneState, job_class: JobClass) -> None:
         view = self.view

@@ -208,8 +208,11 @@ class Ours:
         """Whether it is time to try an overlap that is expected to gain too little, and nobody could be late
         for it: an expectation that keeps work apart is never put right otherwise."""
         at = view.at
-        for flight, then in zip(view.flights.values(), forecast.in_flight_finish_at[index], strict=True):
+        before, after = forecast.baseline_finish_at, forecast.in_flight_finish_at[index]
+        for flight, was, then in zip(view.flights.values(), before, after, strict=True):
             if flight.due_at < at + AMPLE * (then[SLO_COLUMN] - at):
+                return False
+            if flight.job_class is JobClass.PROTECTED and _breaks(view, flight, was, then, job):
                 return False
         if job.due_at < at + AMPLE * (forecast.finish_at[index][SLO_COLUMN] - at):
             return False
