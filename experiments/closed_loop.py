@@ -117,7 +117,9 @@ def capacities(prepared: Prepared, scenario: Scenario, seconds: float) -> tuple[
     return alone, beside, share
 
 
-def run(prepared: Prepared, scenario: Scenario, capacity: float, share: float, learns: bool) -> Run:
+def run(
+    prepared: Prepared, scenario: Scenario, policy: str, capacity: float, share: float, learns: bool
+) -> Run:
     """The load once, with a predictor that knows nothing yet."""
     phase_s = scenario.load.duration_s / PHASES
     recorder = Recorder(prepared.executor.lanes)
@@ -127,7 +129,7 @@ def run(prepared: Prepared, scenario: Scenario, capacity: float, share: float, l
     with neighbour(share, after_s=phase_s, seconds=3 * phase_s):
         report = asyncio.run(
             run_live(
-                prepared, scenario, scale=OFFERED, capacity_per_s=capacity, observers=[recorder],
+                prepared, scenario, policy, scale=OFFERED, capacity_per_s=capacity, observers=[recorder],
                 predictor=predictor, drain_s=2.0,
             )
         )  # fmt: skip
@@ -215,6 +217,7 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--scenario", type=Path, default=HERE / "closed_loop.toml")
+    parser.add_argument("--policy", default="default")
     parser.add_argument("--seconds", type=float, default=120.0)
     parser.add_argument("--capacity-seconds", type=float, default=10.0)
     parser.add_argument("--store", type=Path, help="profiles to use; without it they are measured anew")
@@ -227,7 +230,7 @@ def main() -> int:
     prepared = prepare(scenario, where)
     try:
         alone, beside, share = capacities(prepared, scenario, options.capacity_seconds)
-        runs = [run(prepared, scenario, alone, share, learns) for learns in (True, False)]
+        runs = [run(prepared, scenario, options.policy, alone, share, learns) for learns in (True, False)]
     finally:
         prepared.executor.close()
     conditions = judge(*runs, beside / (OFFERED * alone))
@@ -244,6 +247,7 @@ def main() -> int:
     if options.json:
         body = {
             "scenario": options.scenario.name,
+            "policy": runs[0].report["config"]["policy"],
             "seconds": options.seconds,
             "seed": scenario.load.seed,
             "capacity_per_s": alone,
