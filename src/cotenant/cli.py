@@ -6,9 +6,9 @@ import asyncio
 import json
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
 import typer
 from rich.console import Console
@@ -64,9 +64,73 @@ def serve(
     record_mb: Annotated[
         float, typer.Option(help="Disk for the recording, MB: the newest stay; 0: none.", min=0)
     ] = 32.0,
+    http_workers: Annotated[
+        int | None, typer.Option(help="Front-end processes. Default: the config's, else 1.", min=1, max=64)
+    ] = None,
+    in_process: Annotated[
+        bool, typer.Option("--in-process", help="Run the engine in the process that answers HTTP.")
+    ] = False,
     store: StoreOption = None,
 ) -> None:
-    """Run the server."""
+    """Run the server: a process that answers HTTP, and one that holds the engine."""
+    if grpc_port is not None:
+        raise _fail("--grpc-port: gRPC is not part of this version; use HTTP")
+    with _clear_errors():
+        scenario = _config(source, slo_ms)
+        if in_process or scenario.server.in_process or sys.platform != "linux":
+            if (http_workers or 1) > 1:
+                raise ConfigError("--http-workers needs the engine in a process of its own")
+            _serve_in_process(scenario, host, http_port, policy, record, record_mb, store)
+            return
+        from cotenant.split_host import SplitConfig, serve_split
+
+        config = SplitConfig(
+            host=host,
+            http_port=http_port,
+            n_fronts=http_workers or scenario.server.http_workers,
+            policy=policy,
+            record=record,
+            record_mb=record_mb,
+            store=store,
+        )
+        with _Operator() as operator:
+            _run_loop(serve_split(scenario, config, operator))
+
+
+class _Operator:
+    """Shows what the processes of a server say: a progress bar until it is ready, then lines."""
+
+    def __enter__(self) -> Self:
+        self._bar = ExitStack()
+        self.progress = self._bar.enter_context(_progress())
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.close()
+
+    def ready(self, url: str) -> None:
+        self._bar.close()
+        _say_ready(url)
+
+    def said(self, kind: str, text: str) -> None:
+        match kind:
+            case "note":
+                _note(text)
+            case "not served":
+                to_stderr.print(f"[yellow]not served:[/] {escape(text)}", highlight=False)
+            case _:
+                _warn(text)
+
+
+def _serve_in_process(
+    scenario: Scenario,
+    host: str,
+    http_port: int,
+    policy: str,
+    record: Path | None,
+    record_mb: float,
+    store: Path | None,
+) -> None:
     from cotenant.assemble import predictor_of, prepare
     from cotenant.catalogue import places
     from cotenant.experiment.coruns import recorded_live
@@ -75,31 +139,27 @@ def serve(
     from cotenant.learned import kept
     from cotenant.schedule.policies import make_policy
 
-    if grpc_port is not None:
-        raise _fail("--grpc-port: gRPC is not part of this version; use HTTP")
-    with _clear_errors():
-        make_policy(policy)  # an unknown name should not wait until everything is loaded
-        where = places(store)
-        scenario = _config(source, slo_ms)
-        with _progress() as told:
-            prepared = prepare(scenario, where, progress=told)
-        for reason in prepared.failed.values():
-            to_stderr.print(f"[yellow]not served:[/] {escape(reason)}", highlight=False)
-        log_path = where.store / "logs" / "events.log" if scenario.server.event_log else None
-        config = HostConfig(host=host, http_port=http_port, policy=policy, log_path=log_path)
-        base = record or where.coruns / "live" / scenario.path.stem
-        learned = where.learned(scenario.path)
-        try:
-            chosen = make_policy(policy, prepared.executor.lanes)
-            predictor = predictor_of(prepared, chosen)
-        except ConfigError:
-            prepared.executor.close()
-            raise
-        with (
-            recorded_live(prepared, base, record_mb, _warn) as recorders,
-            kept(prepared, chosen, predictor, learned, _note) as keepers,
-        ):
-            _run_loop(host_serve(prepared, config, _say_ready, [*recorders, *keepers], predictor))
+    make_policy(policy)  # an unknown name should not wait until everything is loaded
+    where = places(store)
+    with _progress() as told:
+        prepared = prepare(scenario, where, progress=told)
+    for reason in prepared.failed.values():
+        to_stderr.print(f"[yellow]not served:[/] {escape(reason)}", highlight=False)
+    log_path = where.store / "logs" / "events.log" if scenario.server.event_log else None
+    config = HostConfig(host=host, http_port=http_port, policy=policy, log_path=log_path)
+    base = record or where.coruns / "live" / scenario.path.stem
+    learned = where.learned(scenario.path)
+    try:
+        chosen = make_policy(policy, prepared.executor.lanes)
+        predictor = predictor_of(prepared, chosen)
+    except ConfigError:
+        prepared.executor.close()
+        raise
+    with (
+        recorded_live(prepared, base, record_mb, _warn) as recorders,
+        kept(prepared, chosen, predictor, learned, _note) as keepers,
+    ):
+        _run_loop(host_serve(prepared, config, _say_ready, [*recorders, *keepers], predictor))
 
 
 @app.command()

@@ -74,6 +74,13 @@ class ServerConfig:
     """Whether sources that can carry code (`module:factory`) are accepted."""
     event_log: bool = False
     """Whether every event and action is written to the store's `logs` folder."""
+    in_process: bool = False
+    """Whether the engine runs in the process that answers HTTP, which then ends with it."""
+    http_workers: int = 1
+    """Front-end processes."""
+    shared_memory_mib: int = 0
+    """Most memory that tensors on their way between one front end and the engine may take, in each direction,
+    MiB; what is not in use costs nothing. 0: eight times `max_body_mib`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -186,6 +193,7 @@ class _Reader(TomlChecks):
         self._check(load.scale > 0, "[load] scale", "must be greater than 0")
         self._choice(load.scale_of, ("rates", "capacity"), "[load] scale_of")
         self._choice(device.kind, KINDS, "[device] kind")
+        self._processes(server)
         self._check(0 <= device.lanes <= 64, "[device] lanes", "must be from 1 to 64 (0: the default)")
         models = tuple(self._model(entry, i, server) for i, entry in enumerate(self._list(raw, "model")))
         self._check(bool(models), "[[model]]", "needs at least one model")
@@ -235,6 +243,21 @@ class _Reader(TomlChecks):
         self._source(model.source, server, where)
         self._architecture(model, where)
         return replace(model, job_class=resolved)
+
+    def _processes(self, server: ServerConfig) -> None:
+        here = "[server] http_workers"
+        self._check(1 <= server.http_workers <= 64, here, "must be from 1 to 64")
+        self._check(
+            server.http_workers == 1 or not server.in_process,
+            here,
+            "above 1 does not go with in_process = true",
+        )
+        least = 2 * server.max_body_mib
+        self._check(
+            server.shared_memory_mib == 0 or server.shared_memory_mib >= least,
+            "[server] shared_memory_mib",
+            f"must be at least twice max_body_mib, {least} (0: the default)",
+        )
 
     def _popularity(
         self, load: LoadConfig, models: tuple[ModelConfig, ...], raw: dict[str, Any]

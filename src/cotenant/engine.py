@@ -138,6 +138,8 @@ class Engine:
         self._late_ns = 0
         self._learning: asyncio.TimerHandle | None = None
         self._draining = False
+        self.on_models: Callable[[], None] = lambda: None
+        """Called after every change of `models` or `states`."""
         self._loop: asyncio.AbstractEventLoop | None = None
         self._drive = Drive(
             scheduler=scheduler,
@@ -264,6 +266,7 @@ class Engine:
             self.states[model] = LOADING
         elif kind == "unload" and self.models.pop(model, None) is not None:
             self.states[model] = ModelState("UNAVAILABLE", "unloaded")
+        self.on_models()
         self._waiting.setdefault((kind, model), []).append(done)
         self._post(Command(kind, model))
 
@@ -361,6 +364,7 @@ class Engine:
         if event.kind == "load":
             loaded = event.model in self.models
             self.states[event.model] = READY if loaded else ModelState("UNAVAILABLE", event.error or "")
+        self.on_models()
         for done in self._waiting.pop((event.kind, event.model), []):
             done(event.error)
 

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-import signal
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from cotenant.assemble import Prepared, make_engine
 from cotenant.clock import MonotonicClock
-from cotenant.engine import Engine
 from cotenant.engine_client import EngineClient
+from cotenant.front import serve_config
 from cotenant.local_link import LocalLink
 from cotenant.ports import Observer
 from cotenant.predictors import Served
-from cotenant.serve.http import ServeConfig, make_app
+from cotenant.serve.http import make_app
 from cotenant.serve.server import serve_http
+from cotenant.stopping import StopSignals
 from cotenant.telemetry.metrics import Metrics
 
 
@@ -36,16 +35,14 @@ class HostConfig:
 
 
 @dataclass(frozen=True, slots=True)
-class CurrentMetrics:
-    """The page of metrics, with what the engine has put off telling them."""
+class EnginePage:
+    """The engine's page of metrics, for `GET /metrics`."""
 
-    engine: Engine
-    metrics: Metrics
+    client: EngineClient
 
-    def render(self) -> tuple[bytes, str]:
+    async def render(self) -> tuple[bytes, str]:
         """The page and its content type."""
-        self.engine.catch_up()
-        return self.metrics.render()
+        return await self.client.metrics()
 
 
 async def serve(
@@ -69,19 +66,19 @@ async def serve(
         log_path=config.log_path,
     )
     engine.start()
-    serve_config = ServeConfig(
-        max_body_bytes=settings.max_body_mib << 20, allow_model_control=settings.allow_model_control
-    )
-    app = make_app(EngineClient(LocalLink(engine, clock)), CurrentMetrics(engine, metrics), serve_config)
-    shutdown, told = asyncio.Event(), asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        with suppress(NotImplementedError):
-            loop.add_signal_handler(number, told.set)
+    client = EngineClient(LocalLink(engine, clock, metrics.render))
+    app = make_app(client, EnginePage(client), serve_config(settings))
+    shutdown, signals = asyncio.Event(), StopSignals()
 
     async def stop_when_told() -> None:
-        await told.wait()
-        await engine.drain(settings.drain_s)
+        await signals.told.wait()
+        draining = asyncio.create_task(engine.drain(settings.drain_s))
+        at_once = asyncio.create_task(signals.at_once.wait())
+        await asyncio.wait({draining, at_once}, return_when=asyncio.FIRST_COMPLETED)
+        if not draining.done():
+            draining.cancel()
+            await engine.drain(0)
+        at_once.cancel()
         shutdown.set()
 
     stopper = asyncio.create_task(stop_when_told())

@@ -8,15 +8,23 @@ from typing import Any
 from cotenant.clock import Clock
 from cotenant.domain import ModelMetadata, Outcome
 from cotenant.engine import Engine, ModelCounts
-from cotenant.engine_client import Call, ModelStatistics, ModelStatus, Reply
+from cotenant.engine_client import Absence, Call, ModelStatistics, ModelStatus, Reply
 from cotenant.ports import Tensors
+
+DRAINING = Absence(reason="the server is draining")
 
 
 class LocalLink:
-    """Implements `EngineLink` on an engine that runs on the same event loop."""
+    """Implements `EngineLink` on an engine that runs on the same event loop. `page` renders its metrics."""
 
-    def __init__(self, engine: Engine, clock: Clock) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        clock: Clock,
+        page: Callable[[], tuple[bytes, str]] = lambda: (b"", "text/plain"),
+    ) -> None:
         self._engine = engine
+        self._page = page
         self.now = clock.now
 
     def submit(self, call: Call, reply: Callable[[Reply], None]) -> None:
@@ -48,9 +56,13 @@ class LocalLink:
             for name, found in self._engine.states.items()
         ]
 
-    def statistics(self) -> Sequence[ModelStatistics]:
+    async def statistics(self) -> Sequence[ModelStatistics]:
         self._engine.catch_up()
         return [_statistics(name, counts) for name, counts in self._engine.counts.items()]
+
+    async def metrics(self) -> tuple[bytes, str]:
+        self._engine.catch_up()
+        return self._page()
 
     def load(self, name: str, done: Callable[[str | None], None]) -> None:
         self._engine.maintain("load", name, done)
@@ -58,10 +70,10 @@ class LocalLink:
     def unload(self, name: str, done: Callable[[str | None], None]) -> None:
         self._engine.maintain("unload", name, done)
 
-    def accepting(self) -> bool:
-        return self._engine.accepting
+    def absence(self) -> Absence | None:
+        return None if self._engine.accepting else DRAINING
 
-    def explain(self, call_id: str) -> dict[str, Any] | None:
+    async def explain(self, call_id: str) -> dict[str, Any] | None:
         return self._engine.explain(call_id)
 
 

@@ -11,8 +11,8 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
-from cotenant.engine_client import EngineClient
-from cotenant.serve.dataplane import error_answer
+from cotenant.engine_client import EngineClient, EngineDownError
+from cotenant.serve.dataplane import UNAVAILABLE, error_answer
 from cotenant.serve.errors import BadRequest
 from cotenant.serve.infer_route import InferRoute, Receive, Scope, Send
 from cotenant.serve.model_routes import ModelRoutes
@@ -29,8 +29,8 @@ GET /v2  GET /v2/models  POST /v2/models/MODEL/infer  GET /v2/requests/ID  GET /
 class MetricsPage(Protocol):
     """What `GET /metrics` shows."""
 
-    def render(self) -> tuple[bytes, str]:
-        """The page and its content type."""
+    async def render(self) -> tuple[bytes, str]:
+        """The page and its content type. Raises EngineDownError."""
         ...
 
 
@@ -64,7 +64,12 @@ def make_app(client: EngineClient, metrics: MetricsPage | None, config: ServeCon
     ]
     rest = Starlette(
         routes=routes,
-        exception_handlers={HTTPException: _http_error, BadRequest: _bad_request, Exception: _internal_error},
+        exception_handlers={
+            HTTPException: _http_error,
+            BadRequest: _bad_request,
+            EngineDownError: _engine_down,
+            Exception: _internal_error,
+        },
     )
     rest.router.redirect_slashes = False
     return App(InferRoute(client, config), rest, client)
@@ -84,7 +89,7 @@ def _metrics_routes(metrics: MetricsPage | None) -> Sequence[Route]:
         return ()
 
     async def page(_: Request) -> Response:
-        body, content_type = metrics.render()
+        body, content_type = await metrics.render()
         return Response(body, headers={"content-type": content_type})
 
     return (Route("/metrics", page, methods=["GET"]),)
@@ -111,6 +116,10 @@ async def _http_error(request: Request, error: Exception) -> Response:
 async def _bad_request(_: Request, error: Exception) -> Response:
     assert isinstance(error, BadRequest)
     return _error(error.status, error.message)
+
+
+async def _engine_down(_: Request, error: Exception) -> Response:
+    return _error(503, f"{UNAVAILABLE}: {error}")
 
 
 async def _internal_error(_: Request, __: Exception) -> Response:

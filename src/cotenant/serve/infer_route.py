@@ -195,8 +195,10 @@ class InferRoute:
         slo_ns = budget_ns(
             inference.timeout_us, headers.get(b"x-slo-ms"), headers.get(b"x-request-timeout-seconds")
         )
-        if not self._client.accepting():
-            return error_answer(503, f"{UNAVAILABLE}: the server is draining")
+        absence = self._client.absence()
+        if absence is not None:
+            reason = f"{UNAVAILABLE}: {absence.reason}"
+            return error_answer(503, reason, retry_after_ms=absence.retry_after_ms)
         watch = Watch(receive, self._config.watch_after_ms / 1000)
         try:
             reply = await infer(

@@ -79,8 +79,10 @@ class ModelRoutes:
         """200 when requests are taken and no configured model is still loading. A model that failed to load
         does not make the others unreachable."""
         loading = any(status.state == "LOADING" for status in self._client.status())
-        ready = self._client.accepting() and not loading
-        return json_response({"ready": ready}, 200 if ready else 503)
+        absence = self._client.absence()
+        if absence is not None:
+            return json_response({"ready": False, "reason": absence.reason}, 503)
+        return json_response({"ready": not loading}, 503 if loading else 200)
 
     async def models(self, _: Request) -> Response:
         """Names of the loaded models."""
@@ -115,16 +117,16 @@ class ModelRoutes:
     async def model_statistics(self, request: Request) -> Response:
         """Statistics of one model."""
         metadata = self._find(request)
-        return self._statistics({metadata.name: metadata})
+        return await self._statistics({metadata.name: metadata})
 
     async def all_statistics(self, _: Request) -> Response:
         """Statistics of every loaded model."""
-        return self._statistics(self._client.metadata())
+        return await self._statistics(self._client.metadata())
 
-    def _statistics(self, models: Any) -> Response:
+    async def _statistics(self, models: Any) -> Response:
         found = [
             triton_statistics(statistics, models[statistics.name])
-            for statistics in self._client.statistics()
+            for statistics in await self._client.statistics()
             if statistics.name in models
         ]
         return json_response({"model_stats": found})
@@ -132,7 +134,7 @@ class ModelRoutes:
     async def explain(self, request: Request) -> Response:
         """What is remembered of a recent request."""
         request_id = request.path_params["request_id"]
-        found = self._client.explain(request_id)
+        found = await self._client.explain(request_id)
         if found is None:
             raise BadRequest(
                 404,

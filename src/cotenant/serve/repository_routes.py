@@ -14,6 +14,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from cotenant.engine_client import EngineClient
+from cotenant.serve.dataplane import UNAVAILABLE
 from cotenant.serve.errors import BadRequest
 from cotenant.serve.model_routes import json_response
 from cotenant.serve.oip import decode_json
@@ -101,7 +102,8 @@ class RepositoryRoutes:
 
     def _done(self, what: str, name: str, error: str | None) -> Response:
         if error is not None:
-            raise BadRequest(400, f"model '{name}' did not {what}: {error}")
+            status = 503 if error.startswith(UNAVAILABLE) else 400
+            raise BadRequest(status, f"model '{name}' did not {what}: {error}")
         return json_response({})
 
 
