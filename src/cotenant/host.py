@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,9 +54,12 @@ async def serve(
     on_ready: Callable[[str], None],
     observers: Sequence[Observer] = (),
     predictor: Served | None = None,
+    *,
+    told: asyncio.Event | None = None,
 ) -> None:
     """Serve until SIGTERM or SIGINT, then drain and return. `on_ready(url)` is called once, when requests
-    are accepted. `predictor`: one that may have learned already."""
+    are accepted. `predictor`: one that may have learned already. `told`: serve until this is set instead, and
+    leave signals alone."""
     settings = prepared.scenario.server
     clock = MonotonicClock()
     metrics = Metrics()
@@ -73,11 +76,10 @@ async def serve(
         max_body_bytes=settings.max_body_mib << 20, allow_model_control=settings.allow_model_control
     )
     app = make_app(EngineClient(LocalLink(engine, clock)), CurrentMetrics(engine, metrics), serve_config)
-    shutdown, told = asyncio.Event(), asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        with suppress(NotImplementedError):
-            loop.add_signal_handler(number, told.set)
+    shutdown = asyncio.Event()
+    if told is None:
+        told = asyncio.Event()
+        _on_signals({signal.SIGTERM: told.set, signal.SIGINT: told.set})
 
     async def stop_when_told() -> None:
         await told.wait()
@@ -97,3 +99,10 @@ async def serve(
     finally:
         stopper.cancel()
         engine.stop()
+
+
+def _on_signals(handlers: Mapping[signal.Signals, Callable[[], None]]) -> None:
+    loop = asyncio.get_running_loop()
+    for number, handler in handlers.items():
+        with suppress(NotImplementedError):
+            loop.add_signal_handler(number, handler)
