@@ -232,7 +232,9 @@ class Server:
             raise
         learned = self._where.learned(self._prepared.scenario.path)
         with kept(self._prepared, policy, predictor, learned, _note) as keepers:
-            await host_serve(self._prepared, self._config, on_ready, keepers, predictor, told=told)
+            await host_serve(
+                self._prepared, self._config, on_ready, keepers, predictor, told=told, tell=_note
+            )
 
 
 # --- small things -----------------------------------------------------------------------------------------

@@ -14,8 +14,10 @@ from cotenant.clock import MonotonicClock
 from cotenant.engine import Engine
 from cotenant.engine_client import EngineClient
 from cotenant.local_link import LocalLink
+from cotenant.notify import STOPPING, notify
 from cotenant.ports import Observer
 from cotenant.predictors import Served
+from cotenant.reload import Reloader
 from cotenant.serve.http import ServeConfig, make_app
 from cotenant.serve.server import serve_http
 from cotenant.telemetry.metrics import Metrics
@@ -56,10 +58,13 @@ async def serve(
     predictor: Served | None = None,
     *,
     told: asyncio.Event | None = None,
+    tell: Callable[[str], None] = lambda line: None,
 ) -> None:
-    """Serve until SIGTERM or SIGINT, then drain and return. `on_ready(url)` is called once, when requests
-    are accepted. `predictor`: one that may have learned already. `told`: serve until this is set instead, and
-    leave signals alone."""
+    """Serve until SIGTERM or SIGINT, then drain and return; SIGHUP reads the configuration anew, if
+    there is a file.
+    `on_ready(url)` is called once, when requests are accepted. `predictor`: one that may have learned
+    already. `told`: serve until this is set instead, and leave signals alone. `tell` is given lines for the
+    operator."""
     settings = prepared.scenario.server
     clock = MonotonicClock()
     metrics = Metrics()
@@ -80,9 +85,12 @@ async def serve(
     if told is None:
         told = asyncio.Event()
         _on_signals({signal.SIGTERM: told.set, signal.SIGINT: told.set})
+        if prepared.scenario.path.is_file():
+            _on_signals({signal.SIGHUP: Reloader(engine, prepared, tell).request})
 
     async def stop_when_told() -> None:
         await told.wait()
+        notify(STOPPING)
         await engine.drain(settings.drain_s)
         shutdown.set()
 
