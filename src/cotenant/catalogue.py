@@ -12,11 +12,16 @@ from msgspec import structs
 from cotenant import zoo
 from cotenant.config import ConfigError, ModelConfig, Scenario
 from cotenant.domain import NS_PER_MS, ModelMetadata, ModelSpec, SoloProfile, Variant
+from cotenant.execute.lane_model import Loadable
 from cotenant.execute.model import ModelSettings
 from cotenant.execute.onnx_model import inspect
+from cotenant.execute.onnx_session import describe
+from cotenant.execute.python import PythonSource
+from cotenant.execute.python_metadata import metadata_of as python_metadata
 from cotenant.profile.measure import quick_profile
 from cotenant.profile.records import DeviceFingerprint, StoredProfiles, source_hash
 from cotenant.profile.store import ProfileStore
+from cotenant.user_models import UserModels
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,7 +71,7 @@ def locate(model: ModelConfig, scenario: Scenario, where: Places) -> Path:
             raise ConfigError(f"{scenario.path}: [[model]] {model.name!r} source: {error}") from error
     raise ConfigError(
         f"{scenario.path}: [[model]] {model.name!r} source: {model.source!r} cannot be served by this "
-        "version; use zoo:NAME, torch:NAME or the path of an .onnx file"
+        "version; use zoo:NAME, torch:NAME, module:attribute or the path of an .onnx file"
     )
 
 
@@ -147,6 +152,10 @@ class ConfiguredModels:
         table.renew(metadata.spec, profiles)
         return settled(metadata, self.model(metadata.name), table), profiles
 
+    def reconfigure(self, scenario: Scenario) -> None:
+        """From now on models are those of this scenario."""
+        self._scenario = scenario
+
     def model(self, name: str) -> ModelConfig:
         """The configuration of a model. Raises ValueError when there is none."""
         try:
@@ -156,13 +165,39 @@ class ConfiguredModels:
 
 
 class OnnxModels(ConfiguredModels):
-    """The ONNX executor's `Source`."""
+    """The `Source` of the executor that runs ONNX and Python models."""
 
-    def find(self, name: str) -> tuple[ModelMetadata, Path]:
-        path = locate(self.model(name), self._scenario, self._where)
-        return inspect(path, settings_of(self.model(name))), path
+    def __init__(
+        self, scenario: Scenario, where: Places, device: DeviceFingerprint, user: UserModels
+    ) -> None:
+        super().__init__(scenario, where, device)
+        self._user = user
+
+    def find(self, name: str) -> tuple[ModelMetadata, Path | Loadable]:
+        return self.look(self.model(name))
+
+    def look(self, model: ModelConfig) -> tuple[ModelMetadata, Path | Loadable]:
+        """What a table of the scenario's file names. Raises ValueError."""
+        settings = settings_of(model)
+        try:
+            python = self._user.find(model.source)
+            if python is not None:
+                return python_metadata(python, settings), PythonSource(python)
+        except Exception as error:
+            reason = str(error) if isinstance(error, ValueError) else describe(error)
+            raise ConfigError(f"{self._scenario.path}: [[model]] {model.name!r} source: {reason}") from error
+        path = locate(model, self._scenario, self._where)
+        return inspect(path, settings), path
 
     def profiled(
-        self, metadata: ModelMetadata, path: Path, run: Callable[[Variant], int]
+        self, metadata: ModelMetadata, made_of: Path | Loadable, run: Callable[[Variant], int]
     ) -> tuple[ModelMetadata, Sequence[SoloProfile]]:
-        return self.profiles(metadata, source_hash(path), run)
+        return self.profiles(metadata, self.hash(made_of), run)
+
+    @staticmethod
+    def hash(made_of: Path | Loadable) -> str:
+        """Of all that a model is made of."""
+        if isinstance(made_of, Path):
+            return source_hash(made_of)
+        assert isinstance(made_of, PythonSource)
+        return made_of.model.hash

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import json
 import sys
 from collections.abc import Iterator
@@ -159,7 +160,8 @@ def _serve_in_process(
         recorded_live(prepared, base, record_mb, _warn) as recorders,
         kept(prepared, chosen, predictor, learned, _note) as keepers,
     ):
-        _run_loop(host_serve(prepared, config, _say_ready, [*recorders, *keepers], predictor))
+        observers = [*recorders, *keepers]
+        _run_loop(host_serve(prepared, config, _say_ready, observers, predictor, tell=_tell))
 
 
 @app.command()
@@ -225,6 +227,35 @@ def profile(
             to_stderr.print(f"[yellow]not measured:[/] {escape(reason)}", highlight=False)
         if prepared.failed:
             raise typer.Exit(1)
+
+
+@app.command()
+def check(
+    config: Annotated[Path, typer.Argument(help="CONFIG.toml", metavar="CONFIG.toml")],
+    host: Annotated[str, typer.Option(help="Address that the server will bind.")] = "127.0.0.1",
+    http_port: Annotated[int | None, typer.Option(help="HTTP port: is it free?", min=0, max=65535)] = None,
+    grpc_port: Annotated[int | None, typer.Option(help="gRPC port: is it free?", min=0, max=65535)] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")] = False,
+    store: StoreOption = None,
+) -> None:
+    """Say everything that is wrong with a config and what it names; exit status 1 if anything is."""
+    from cotenant.catalogue import places
+    from cotenant.checking import Address
+    from cotenant.checking import check as check_all
+
+    ports = [port for port in (http_port, grpc_port) if port is not None]
+    scenario, problems = check_all(config, places(store), Address(host=host, ports=ports))
+    names = [] if scenario is None else [model.name for model in scenario.models]
+    if as_json:
+        found = [dataclasses.asdict(problem) for problem in problems]
+        typer.echo(json.dumps({"ok": not problems, "models": names, "problems": found}, indent=1))
+    else:
+        for problem in problems:
+            to_stderr.print(str(problem), highlight=False, markup=False, soft_wrap=True)
+        if not problems:
+            typer.echo(f"{config}: {len(names)} models, nothing wrong")
+    if problems:
+        raise typer.Exit(1)
 
 
 @app.command()
@@ -379,11 +410,18 @@ def _run_loop(main: Any) -> None:
 
 
 def _say_ready(url: str) -> None:
+    from cotenant.notify import READY, notify
+
     print(f"ready {url}", flush=True)
+    notify(READY)
 
 
 def _warn(message: str) -> None:
     to_stderr.print(f"[yellow]warning:[/] {escape(message)}", highlight=False, soft_wrap=True)
+
+
+def _tell(message: str) -> None:
+    to_stderr.print(message, highlight=False, markup=False, soft_wrap=True)
 
 
 def _note(message: str) -> None:

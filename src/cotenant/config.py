@@ -173,6 +173,11 @@ def load_scenario(path: Path) -> Scenario:
     return _Reader(path).scenario(raw)
 
 
+def scenario_from_table(path: Path, raw: dict[str, Any]) -> Scenario:
+    """What `load_scenario` makes of a file that holds these tables. Raises ConfigError."""
+    return _Reader(path).scenario(raw)
+
+
 def scenario_from_model(path: Path, slo_ms: float | None) -> Scenario:
     """What `cotenant serve MODEL.onnx --slo-ms 50` means."""
     name = re.sub(r"[^A-Za-z0-9._-]", "_", path.stem) or "model"

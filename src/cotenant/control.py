@@ -46,6 +46,10 @@ class Drain(Struct, frozen=True, tag=True):
     limit_s: float
 
 
+class Reload(Struct, frozen=True, tag=True):
+    """Read the configuration anew."""
+
+
 class Notice(Struct, frozen=True, tag=True):
     """There is no engine, and why."""
 
@@ -56,7 +60,7 @@ class Stop(Struct, frozen=True, tag=True):
     """End in order."""
 
 
-ToChild = Launch | Drain | Notice | Stop
+ToChild = Launch | Drain | Reload | Notice | Stop
 
 
 # --- child to parent ----------------------------------------------------------------------------------
@@ -105,7 +109,7 @@ def become_child() -> None:
     if sys.platform == "linux":
         with suppress(OSError, AttributeError):
             ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     faulthandler.enable()
 

@@ -336,6 +336,13 @@ class Command(Struct, frozen=True, tag=True, gc=False):
     model: str = ""
 
 
+class Respecified(Struct, frozen=True, tag=True, gc=False):
+    """The operator gave a loaded model another SLO or class; its variants are as they were. Requests that
+    have been admitted keep their deadlines."""
+
+    spec: ModelSpec
+
+
 Event = (
     Arrival
     | Started
@@ -347,6 +354,7 @@ Event = (
     | Device
     | MaintenanceDone
     | Command
+    | Respecified
 )
 
 EVENT_ORDER: dict[type, int] = {
@@ -357,9 +365,10 @@ EVENT_ORDER: dict[type, int] = {
     MaintenanceDone: 4,
     ModelVersion: 5,
     Command: 6,
-    Cancel: 7,
-    Arrival: 8,
-    Wakeup: 9,
+    Respecified: 7,
+    Cancel: 8,
+    Arrival: 9,
+    Wakeup: 10,
 }
 """Ties are broken by (time, this order, sequence number): completions before arrivals."""
 

@@ -32,6 +32,7 @@ from cotenant.domain import (
     Outcome,
     OutcomeKind,
     Request,
+    Respecified,
     Wakeup,
 )
 from cotenant.drive import Drive, Log
@@ -51,6 +52,8 @@ MOST_FOR_ANSWER = 0.25
 LEARN_AFTER_S = 0.001
 """How long what a dispatch taught may wait for the thread to be idle (s); the next event does not wait for
 it. Meanwhile answers are sent and lanes, which need the interpreter to begin, take it."""
+UNLOADED = "unloaded"
+"""Why a model is not there that was unloaded as somebody wanted it."""
 REMEMBERED = 4096
 """Requests that `explain` can still answer for."""
 
@@ -265,10 +268,40 @@ class Engine:
         if kind == "load" and model not in self.models:
             self.states[model] = LOADING
         elif kind == "unload" and self.models.pop(model, None) is not None:
-            self.states[model] = ModelState("UNAVAILABLE", "unloaded")
+            self.states[model] = ModelState("UNAVAILABLE", UNLOADED)
         self.on_models()
         self._waiting.setdefault((kind, model), []).append(done)
         self._post(Command(kind, model))
+
+    def respecify(self, metadata: ModelMetadata) -> None:
+        """Give a loaded model another SLO or class, from now on."""
+        self._take_in()
+        self.models[metadata.name] = metadata
+        self.on_models()
+        self._post(Respecified(metadata.spec))
+
+    def retire(self, model: str, reason: str) -> None:
+        """Answer no new requests of a model (they get "not available" and the reason); what was admitted goes
+        on. `holds` says whether anything is left, `maintain` then unloads it."""
+        self.models.pop(model, None)
+        self.states[model] = ModelState("UNAVAILABLE", reason)
+        self.on_models()
+
+    def holds(self, model: str) -> bool:
+        """Whether requests of a model wait or run."""
+        view = self.scheduler.view
+        queue = view.queues.get(model)
+        return (
+            (queue is not None and queue.rows > 0)
+            or any(flight.dispatch.variant.model == model for flight in view.flights.values())
+            or any(suspended.variant.model == model for suspended in view.suspended)
+            or any(request.model == model for request in self._incoming)
+        )
+
+    def forget(self, model: str) -> None:
+        """A model that is not configured any more is unknown."""
+        self.states.pop(model, None)
+        self.on_models()
 
     def explain(self, call_id: str) -> dict[str, Any] | None:
         """What is remembered of a request that has ended, in ms; None when nothing is."""

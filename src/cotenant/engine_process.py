@@ -29,6 +29,7 @@ from cotenant.learned import kept
 from cotenant.local_link import LocalLink
 from cotenant.ports import Observer
 from cotenant.predictors import Served
+from cotenant.reload import Reloader
 from cotenant.schedule.policies import make_policy
 from cotenant.schedule.policy import Policy
 from cotenant.telemetry.metrics import Metrics
@@ -47,6 +48,7 @@ class EngineProcess:
         self._loop = asyncio.get_running_loop()
         self._told_at = 0
         self._engine: Engine | None = None
+        self._reloader: Reloader | None = None
         self._draining: asyncio.Task[None] | None = None
         status = [ModelStatus(name=model.name, state="LOADING") for model in settings.scenario.models]
         self._server = EngineServer(listener, settings.arena_bytes, status)
@@ -106,6 +108,8 @@ class EngineProcess:
         )
         engine.start()
         engine.on_models = self._server.tell
+        if prepared.scenario.path.is_file():
+            self._reloader = Reloader(engine, prepared, self._say("note"))
         self._server.serve(LocalLink(engine, clock, metrics.render))
         self._parent.say(control.Ready())
         try:
@@ -132,6 +136,9 @@ class EngineProcess:
         match frame:
             case control.Drain(limit_s):
                 self._draining = self._loop.create_task(self._drain(limit_s))
+            case control.Reload():
+                if self._reloader is not None:
+                    self._reloader.request()
 
     async def _drain(self, limit_s: float) -> None:
         if self._engine is not None:

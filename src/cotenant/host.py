@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,8 +14,10 @@ from cotenant.clock import MonotonicClock
 from cotenant.engine_client import EngineClient
 from cotenant.front import serve_config
 from cotenant.local_link import LocalLink
+from cotenant.notify import STOPPING, notify
 from cotenant.ports import Observer
 from cotenant.predictors import Served
+from cotenant.reload import Reloader
 from cotenant.serve.http import make_app
 from cotenant.serve.server import serve_http
 from cotenant.stopping import StopSignals
@@ -51,9 +55,15 @@ async def serve(
     on_ready: Callable[[str], None],
     observers: Sequence[Observer] = (),
     predictor: Served | None = None,
+    *,
+    told: asyncio.Event | None = None,
+    tell: Callable[[str], None] = lambda line: None,
 ) -> None:
-    """Serve until SIGTERM or SIGINT, then drain and return. `on_ready(url)` is called once, when requests
-    are accepted. `predictor`: one that may have learned already."""
+    """Serve until SIGTERM or SIGINT, then drain and return; SIGHUP reads the configuration anew, if
+    there is a file.
+    `on_ready(url)` is called once, when requests are accepted. `predictor`: one that may have learned
+    already. `told`: serve until this is set instead, and leave signals alone. `tell` is given lines for the
+    operator."""
     settings = prepared.scenario.server
     clock = MonotonicClock()
     metrics = Metrics()
@@ -68,10 +78,16 @@ async def serve(
     engine.start()
     client = EngineClient(LocalLink(engine, clock, metrics.render))
     app = make_app(client, EnginePage(client), serve_config(settings))
-    shutdown, signals = asyncio.Event(), StopSignals()
+    shutdown = asyncio.Event()
+    signals = StopSignals(told)
+    if told is None and prepared.scenario.path.is_file():
+        with suppress(NotImplementedError):
+            reloader = Reloader(engine, prepared, tell)
+            asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, reloader.request)
 
     async def stop_when_told() -> None:
         await signals.told.wait()
+        notify(STOPPING)
         draining = asyncio.create_task(engine.drain(settings.drain_s))
         at_once = asyncio.create_task(signals.at_once.wait())
         await asyncio.wait({draining, at_once}, return_when=asyncio.FIRST_COMPLETED)

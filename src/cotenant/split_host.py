@@ -8,6 +8,7 @@ more than one front end the further ones are processes too, on sockets bound to 
 from __future__ import annotations
 
 import asyncio
+import signal
 import socket
 from collections.abc import Coroutine
 from contextlib import ExitStack
@@ -84,7 +85,10 @@ async def serve_split(scenario: Scenario, config: SplitConfig, operator: Operato
         for listener in listeners:
             stack.callback(listener.close)
         engine_socket, path = stack.enter_context(listening())
-        await _Server(scenario, config, operator, listeners, engine_socket, path).run(signals)
+        server = _Server(scenario, config, operator, listeners, engine_socket, path)
+        if scenario.path.is_file():
+            asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, server.reload)
+        await server.run(signals)
 
 
 class _Server:
@@ -137,6 +141,13 @@ class _Server:
         ]
         self._serving, self._listening = asyncio.Event(), asyncio.Event()
         self._shutdown, self._drained = asyncio.Event(), asyncio.Event()
+        self._engine_anew = self._reloaded = False
+        """Whether the configuration was read anew: an engine that starts again begins with the first one."""
+
+    def reload(self) -> None:
+        """Have the engine read the configuration anew."""
+        self._reloaded = True
+        self._engine.send(control.Reload())
 
     async def run(self, signals: StopSignals) -> None:
         linking = asyncio.create_task(self._link.run())
@@ -214,8 +225,12 @@ class _Server:
     def _looked(self) -> None:
         if self._link.absence() is None:
             self._serving.set()
+            if self._reloaded and self._engine_anew:
+                self.reload()
+            self._engine_anew = False
 
     def _engine_ended(self, ended: Ended) -> None:
+        self._engine_anew = True
         self._ended("the engine", ended)
         again = f"; starts in a row that failed: {ended.n_in_row}" if ended.n_in_row > 1 else ""
         absence = Absence(

@@ -15,14 +15,16 @@ all pass on one request to stop."""
 
 
 class StopSignals:
-    """SIGTERM and SIGINT, from now on, on the running loop."""
+    """SIGTERM and SIGINT, from now on, on the running loop; or an event, and then signals are left alone."""
 
-    def __init__(self) -> None:
-        self.told = asyncio.Event()
+    def __init__(self, told: asyncio.Event | None = None) -> None:
+        self.told = told or asyncio.Event()
         """Stop, what was admitted first."""
         self.at_once = asyncio.Event()
         """Stop now."""
         self._told_at = 0
+        if told is not None:
+            return
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             with suppress(NotImplementedError):

@@ -106,6 +106,13 @@ class TorchRuntime:
         made, settings = self._source.find(model.name)
         return self.executor.load(made, settings), self._source.hash(model)
 
+    def look(self, model: ModelConfig) -> tuple[ModelMetadata | None, str]:
+        """Weights are read only to be served: what it takes and gives shows when it is loaded."""
+        return None, self._source.hash(model)
+
+    def reconfigure(self, scenario: Scenario) -> None:
+        self._source.reconfigure(scenario)
+
     def inside(self, metadata: ModelMetadata) -> Inside | None:
         """Not in this version: device recordings measure torch models (`experiments/gpu/`)."""
         return None

@@ -38,6 +38,7 @@ from cotenant.domain import (
     Preempt,
     Progress,
     Request,
+    Respecified,
     Settle,
     Snapshot,
     Started,
@@ -125,6 +126,9 @@ class Scheduler:
                     self.add_model(event.spec)
             case Command(kind, model):
                 self._command(kind, model)
+            case Respecified(spec):
+                if spec.name in self.view.specs:
+                    self.view.specs[spec.name] = spec
             case Wakeup(late_ns):
                 self.view.lateness_ns = late_ns
                 self._give_up_hung()
@@ -165,6 +169,8 @@ class Scheduler:
             self._settle(request, OutcomeKind.REJECTED, "not available: model is not loaded")
         elif queue.rows + request.rows > self._config.max_queued_rows:
             self._settle(request, OutcomeKind.REJECTED, "not available: queue is full")
+        elif request.rows > view.specs[request.model].max_batch:  # checked against the model before this one
+            self._settle(request, OutcomeKind.REJECTED, "not available: model has changed")
         else:
             view.load.arrived(request)
             verdict = self.policy.admit(view, request)

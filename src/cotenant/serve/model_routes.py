@@ -35,6 +35,7 @@ class ModelRoutes:
     def __init__(self, client: EngineClient, config: ServeConfig) -> None:
         self._client = client
         self._config = config
+        self._was_ready = False
 
     def routes(self) -> list[Route]:
         """The routes. `infer` stands here only so that other methods on it get a 405."""
@@ -77,12 +78,14 @@ class ModelRoutes:
 
     async def ready(self, _: Request) -> Response:
         """200 when requests are taken and no configured model is still loading. A model that failed to load
-        does not make the others unreachable."""
+        does not make the others unreachable, nor does one that is loaded later: a server that has once been
+        ready stays so until it stops taking requests."""
         loading = any(status.state == "LOADING" for status in self._client.status())
         absence = self._client.absence()
         if absence is not None:
             return json_response({"ready": False, "reason": absence.reason}, 503)
-        return json_response({"ready": not loading}, 503 if loading else 200)
+        ready = self._was_ready = self._client.accepting() and (self._was_ready or not loading)
+        return json_response({"ready": ready}, 200 if ready else 503)
 
     async def models(self, _: Request) -> Response:
         """Names of the loaded models."""
