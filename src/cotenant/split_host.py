@@ -24,6 +24,7 @@ from cotenant.engine_client import Absence
 from cotenant.front import serve_config, serve_front
 from cotenant.handshake import listening
 from cotenant.launch import EngineSettings, FrontSettings, encode
+from cotenant.notify import STOPPING, notify
 from cotenant.remote_link import RemoteLink
 from cotenant.serve.server import bind_several
 from cotenant.stopping import StopSignals
@@ -185,6 +186,7 @@ class _Server:
 
     async def _drain(self, at_once: asyncio.Task[bool]) -> None:
         """Have the engine refuse what arrives, and wait until what was admitted has ended."""
+        notify(STOPPING)
         if self._engine.ready.is_set():
             self._engine.send(control.Drain(self._settings.drain_s))
             await _first(
