@@ -50,6 +50,7 @@ from cotenant.schedule.policies import make_policy
 from cotenant.schedule.policy import Policy
 from cotenant.schedule.scheduler import Scheduler
 from cotenant.telemetry.event_log import EventLog, Header
+from cotenant.telemetry.journal import Sink
 
 Progress = Callable[[str, int, int], None]
 """Told (what is being done, steps done, steps in all)."""
@@ -294,6 +295,7 @@ def make_engine(
     clock: Clock | None = None,
     observers: Sequence[Observer] = (),
     log_path: Path | None = None,
+    told_slow: Sequence[Sink] = (),
 ) -> Engine:
     """An engine on the prepared device, with a predictor that may have learned already. Nothing runs before
     its `start`."""
@@ -312,6 +314,7 @@ def make_engine(
         failed={name: without_paths(reason) for name, reason in prepared.failed.items()},
         observers=observers,
         log=log,
+        told_slow=told_slow,
     )
     return engine
 

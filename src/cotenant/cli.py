@@ -6,7 +6,8 @@ import asyncio
 import json
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -74,19 +75,25 @@ def serve(
     from cotenant.host import serve as host_serve
     from cotenant.learned import kept
     from cotenant.schedule.policies import make_policy
+    from cotenant.telemetry.logs import Logger, logging_to
 
     if grpc_port is not None:
         raise _fail("--grpc-port: gRPC is not part of this version; use HTTP")
-    with _clear_errors():
+    with _clear_errors(), ExitStack() as stack:
         chosen = make_policy(policy)
         where = places(store)
         scenario = _config(source, slo_ms)
+        settings = scenario.server
+        stack.enter_context(logging_to(sys.stderr, settings.log_format, settings.log_level))
+        log = Logger("server")
         with _progress() as told:
             prepared = prepare(scenario, where, progress=told)
-        for reason in prepared.failed.values():
-            to_stderr.print(f"[yellow]not served:[/] {escape(reason)}", highlight=False)
+        for name, reason in prepared.failed.items():
+            log.error("model.not_served", reason, model=name)
         log_path = where.store / "logs" / "events.log" if scenario.server.event_log else None
-        config = HostConfig(host=host, http_port=http_port, policy=policy, log_path=log_path)
+        config = HostConfig(
+            host=host, http_port=http_port, policy=policy, log_path=log_path, slow_path=where.slow
+        )
         base = record or where.coruns / "live" / scenario.path.stem
         learned = where.learned(scenario.path)
         try:
@@ -95,8 +102,8 @@ def serve(
             prepared.executor.close()
             raise
         with (
-            recorded_live(prepared, base, record_mb, _warn) as recorders,
-            kept(prepared, chosen, predictor, learned, _note) as keepers,
+            recorded_live(prepared, base, record_mb, partial(log.warning, "recording.stopped")) as recorders,
+            kept(prepared, chosen, predictor, learned, partial(log.info, "learned.state")) as keepers,
         ):
             _run_loop(host_serve(prepared, config, _say_ready, [*recorders, *keepers], predictor))
 
@@ -286,13 +293,15 @@ def explain(
     json_file: JsonOption = None,
     store: StoreOption = None,
 ) -> None:
-    """Why a request was late, refused or fast."""
-    from cotenant.experiment.explaining import explain_request
+    """Why a request was late, refused or fast: asks the server, else looks among the slow ones in the
+    store."""
+    from cotenant.catalogue import places
+    from cotenant.experiment.explaining import explain_request, show_explanation
 
     with _clear_errors():
-        found = explain_request(url, request_id)
+        found = explain_request(url, request_id, places(store).slow)
         _write(json_file, found)
-        to_stdout.print_json(json.dumps(found))
+        show_explanation(to_stdout, found)
 
 
 # --- small things ---------------------------------------------------------------------------------
@@ -321,14 +330,6 @@ def _say_ready(url: str) -> None:
     print(f"ready {url}", flush=True)
 
 
-def _warn(message: str) -> None:
-    to_stderr.print(f"[yellow]warning:[/] {escape(message)}", highlight=False, soft_wrap=True)
-
-
-def _note(message: str) -> None:
-    to_stderr.print(f"learned: {message}", highlight=False, markup=False, soft_wrap=True)
-
-
 def _fail(message: str) -> typer.Exit:
     to_stderr.print(f"[red]error:[/] {escape(message)}", highlight=False, soft_wrap=True)
     return typer.Exit(2)
@@ -355,6 +356,7 @@ def _progress() -> Iterator[Any]:
         TimeElapsedColumn(),
         console=to_stderr,
         transient=True,
+        disable=not to_stderr.is_terminal,
     )
     with bar:
         task = bar.add_task("starting", total=1)

@@ -11,14 +11,19 @@ from pathlib import Path
 
 from cotenant.assemble import Prepared, make_engine
 from cotenant.clock import MonotonicClock
-from cotenant.engine import Engine
 from cotenant.engine_client import EngineClient
 from cotenant.local_link import LocalLink
+from cotenant.observing import MetricsOfEngine, facts_of, traces
 from cotenant.ports import Observer
 from cotenant.predictors import Served
+from cotenant.serve.access_log import AccessLog, Application
 from cotenant.serve.http import ServeConfig, make_app
 from cotenant.serve.server import serve_http
-from cotenant.telemetry.metrics import Metrics
+from cotenant.serve.traced import Traced
+from cotenant.telemetry.logs import Logger
+from cotenant.telemetry.slow_store import SlowWriter
+
+_LOG = Logger("server")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,19 +38,8 @@ class HostConfig:
     """Scheduling policy."""
     log_path: Path | None = None
     """Event log to write, if any."""
-
-
-@dataclass(frozen=True, slots=True)
-class CurrentMetrics:
-    """The page of metrics, with what the engine has put off telling them."""
-
-    engine: Engine
-    metrics: Metrics
-
-    def render(self) -> tuple[bytes, str]:
-        """The page and its content type."""
-        self.engine.catch_up()
-        return self.metrics.render()
+    slow_path: Path | None = None
+    """Where explanations of slow requests are kept, if anywhere."""
 
 
 async def serve(
@@ -59,20 +53,29 @@ async def serve(
     are accepted. `predictor`: one that may have learned already."""
     settings = prepared.scenario.server
     clock = MonotonicClock()
-    metrics = Metrics()
+    metrics = MetricsOfEngine(facts_of(prepared, config.policy), triton=settings.triton_metrics)
+    slow = SlowWriter(config.slow_path, _complain) if config.slow_path else None
     engine = make_engine(
         prepared,
         config.policy,
         predictor=predictor,
         clock=clock,
-        observers=[metrics, *observers],
+        observers=[*metrics.observers, *observers],
         log_path=config.log_path,
+        told_slow=[slow.put] if slow else [],
     )
+    metrics.watch(engine)
     engine.start()
     serve_config = ServeConfig(
         max_body_bytes=settings.max_body_mib << 20, allow_model_control=settings.allow_model_control
     )
-    app = make_app(EngineClient(LocalLink(engine, clock)), CurrentMetrics(engine, metrics), serve_config)
+    client = EngineClient(LocalLink(engine, clock))
+    app: Application = make_app(client, metrics, serve_config, engine.answered)
+    tracing = traces(clock, engine.explain)
+    if tracing is not None:
+        app = Traced(app, tracing, clock.now, client.new_id)
+    if settings.access_log:
+        app = AccessLog(app, clock.now)
     shutdown, told = asyncio.Event(), asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -81,8 +84,14 @@ async def serve(
 
     async def stop_when_told() -> None:
         await told.wait()
+        _LOG.info("server.draining", "told to stop: what was admitted is answered first")
         await engine.drain(settings.drain_s)
         shutdown.set()
+
+    def ready(port: int) -> None:
+        url = f"http://{config.host}:{port}"
+        on_ready(url)
+        _LOG.info("server.ready", f"serving {len(engine.models)} models", url=url, policy=config.policy)
 
     stopper = asyncio.create_task(stop_when_told())
     try:
@@ -90,10 +99,19 @@ async def serve(
             app,
             config.host,
             config.http_port,
-            lambda port: on_ready(f"http://{config.host}:{port}"),
+            ready,
             shutdown,
             drain_limit_s=2,
         )
     finally:
         stopper.cancel()
+        if tracing is not None:
+            await tracing.close()
         engine.stop()
+        if slow is not None:
+            slow.close()
+        _LOG.info("server.stopped", "stopped")
+
+
+def _complain(message: str) -> None:
+    _LOG.warning("slow_requests.not_kept", message)

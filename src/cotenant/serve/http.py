@@ -14,7 +14,7 @@ from starlette.routing import Route
 from cotenant.engine_client import EngineClient
 from cotenant.serve.dataplane import error_answer
 from cotenant.serve.errors import BadRequest
-from cotenant.serve.infer_route import InferRoute, Receive, Scope, Send
+from cotenant.serve.infer_route import InferRoute, OnSent, Receive, Scope, Send
 from cotenant.serve.model_routes import ModelRoutes
 from cotenant.serve.repository_routes import RepositoryRoutes
 from cotenant.serve.settings import ServeConfig
@@ -26,11 +26,14 @@ GET /v2  GET /v2/models  POST /v2/models/MODEL/infer  GET /v2/requests/ID  GET /
 """
 
 
+Page = tuple[bytes, str]
+
+
 class MetricsPage(Protocol):
     """What `GET /metrics` shows."""
 
-    def render(self) -> tuple[bytes, str]:
-        """The page and its content type."""
+    def render(self, accept: str) -> Page | Awaitable[Page]:
+        """The page and its content type, for a client that sends `accept` as its Accept header."""
         ...
 
 
@@ -54,8 +57,11 @@ class App:
         return await self._rest(scope, receive, send)
 
 
-def make_app(client: EngineClient, metrics: MetricsPage | None, config: ServeConfig) -> App:
-    """The HTTP front end of one engine; without `metrics`, `/metrics` is unknown."""
+def make_app(
+    client: EngineClient, metrics: MetricsPage | None, config: ServeConfig, on_sent: OnSent | None = None
+) -> App:
+    """The HTTP front end of one engine; without `metrics`, `/metrics` is unknown. `on_sent` is told how long
+    answering took."""
     routes = [
         Route("/", _greeting(config), methods=["GET"]),
         *ModelRoutes(client, config).routes(),
@@ -67,7 +73,7 @@ def make_app(client: EngineClient, metrics: MetricsPage | None, config: ServeCon
         exception_handlers={HTTPException: _http_error, BadRequest: _bad_request, Exception: _internal_error},
     )
     rest.router.redirect_slashes = False
-    return App(InferRoute(client, config), rest, client)
+    return App(InferRoute(client, config, on_sent), rest, client)
 
 
 def _greeting(config: ServeConfig) -> Callable[[Request], Awaitable[Response]]:
@@ -83,8 +89,9 @@ def _metrics_routes(metrics: MetricsPage | None) -> Sequence[Route]:
     if metrics is None:
         return ()
 
-    async def page(_: Request) -> Response:
-        body, content_type = metrics.render()
+    async def page(request: Request) -> Response:
+        found = metrics.render(request.headers.get("accept", ""))
+        body, content_type = await found if isinstance(found, Awaitable) else found
         return Response(body, headers={"content-type": content_type})
 
     return (Route("/metrics", page, methods=["GET"]),)
