@@ -51,6 +51,7 @@ from cotenant.schedule.policies import make_policy
 from cotenant.schedule.policy import Policy
 from cotenant.schedule.scheduler import Scheduler
 from cotenant.telemetry.event_log import EventLog, Header
+from cotenant.telemetry.journal import Sink
 from cotenant.user_models import UserModels
 
 Progress = Callable[[str, int, int], None]
@@ -310,6 +311,7 @@ def make_engine(
     clock: Clock | None = None,
     observers: Sequence[Observer] = (),
     log_path: Path | None = None,
+    told_slow: Sequence[Sink] = (),
 ) -> Engine:
     """An engine on the prepared device, with a predictor that may have learned already. Nothing runs before
     its `start`."""
@@ -328,6 +330,7 @@ def make_engine(
         failed={name: without_paths(reason) for name, reason in prepared.failed.items()},
         observers=observers,
         log=log,
+        told_slow=told_slow,
     )
     return engine
 

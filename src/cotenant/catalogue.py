@@ -43,6 +43,11 @@ class Places:
         return self.store / "learned" / f"{config.stem}.state"
 
     @property
+    def slow(self) -> Path:
+        """Explanations of slow requests."""
+        return self.store / "slow.sqlite"
+
+    @property
     def coruns(self) -> Path:
         """Recordings of co-runs."""
         return self.store / "coruns"

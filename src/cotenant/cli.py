@@ -8,6 +8,7 @@ import json
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Self
 
@@ -76,8 +77,12 @@ def serve(
     """Run the server: a process that answers HTTP, and one that holds the engine."""
     if grpc_port is not None:
         raise _fail("--grpc-port: gRPC is not part of this version; use HTTP")
-    with _clear_errors():
+    from cotenant.telemetry.logs import logging_to
+
+    with _clear_errors(), ExitStack() as stack:
         scenario = _config(source, slo_ms)
+        settings = scenario.server
+        stack.enter_context(logging_to(sys.stderr, settings.log_format, settings.log_level))
         if in_process or scenario.server.in_process or sys.platform != "linux":
             if (http_workers or 1) > 1:
                 raise ConfigError("--http-workers needs the engine in a process of its own")
@@ -94,14 +99,17 @@ def serve(
             record_mb=record_mb,
             store=store,
         )
-        with _Operator() as operator:
-            _run_loop(serve_split(scenario, config, operator))
+        operator = stack.enter_context(_Operator())
+        _run_loop(serve_split(scenario, config, operator))
 
 
 class _Operator:
-    """Shows what the processes of a server say: a progress bar until it is ready, then lines."""
+    """Shows what the processes of a server say: a progress bar until it is ready, and lines of the log."""
 
     def __enter__(self) -> Self:
+        from cotenant.telemetry.logs import Logger
+
+        self._log = Logger("server")
         self._bar = ExitStack()
         self.progress = self._bar.enter_context(_progress())
         return self
@@ -116,11 +124,13 @@ class _Operator:
     def said(self, kind: str, text: str) -> None:
         match kind:
             case "note":
-                _note(text)
+                self._log.info("server.note", text)
             case "not served":
-                to_stderr.print(f"[yellow]not served:[/] {escape(text)}", highlight=False)
+                self._log.error("model.not_served", text)
+            case "process":
+                self._log.error("process.ended", text)
             case _:
-                _warn(text)
+                self._log.warning("server.warning", text)
 
 
 def _serve_in_process(
@@ -139,15 +149,19 @@ def _serve_in_process(
     from cotenant.host import serve as host_serve
     from cotenant.learned import kept
     from cotenant.schedule.policies import make_policy
+    from cotenant.telemetry.logs import Logger
 
+    log = Logger("server")
     make_policy(policy)  # an unknown name should not wait until everything is loaded
     where = places(store)
     with _progress() as told:
         prepared = prepare(scenario, where, progress=told)
-    for reason in prepared.failed.values():
-        to_stderr.print(f"[yellow]not served:[/] {escape(reason)}", highlight=False)
+    for name, reason in prepared.failed.items():
+        log.error("model.not_served", reason, model=name)
     log_path = where.store / "logs" / "events.log" if scenario.server.event_log else None
-    config = HostConfig(host=host, http_port=http_port, policy=policy, log_path=log_path)
+    config = HostConfig(
+        host=host, http_port=http_port, policy=policy, log_path=log_path, slow_path=where.slow
+    )
     base = record or where.coruns / "live" / scenario.path.stem
     learned = where.learned(scenario.path)
     try:
@@ -157,11 +171,12 @@ def _serve_in_process(
         prepared.executor.close()
         raise
     with (
-        recorded_live(prepared, base, record_mb, _warn) as recorders,
-        kept(prepared, chosen, predictor, learned, _note) as keepers,
+        recorded_live(prepared, base, record_mb, partial(log.warning, "recording.stopped")) as recorders,
+        kept(prepared, chosen, predictor, learned, partial(log.info, "learned.state")) as keepers,
     ):
         observers = [*recorders, *keepers]
-        _run_loop(host_serve(prepared, config, _say_ready, observers, predictor, tell=_tell))
+        tell = partial(log.info, "server.reload")
+        _run_loop(host_serve(prepared, config, _say_ready, observers, predictor, tell=tell))
 
 
 @app.command()
@@ -378,13 +393,15 @@ def explain(
     json_file: JsonOption = None,
     store: StoreOption = None,
 ) -> None:
-    """Why a request was late, refused or fast."""
-    from cotenant.experiment.explaining import explain_request
+    """Why a request was late, refused or fast: asks the server, else looks among the slow ones in the
+    store."""
+    from cotenant.catalogue import places
+    from cotenant.experiment.explaining import explain_request, show_explanation
 
     with _clear_errors():
-        found = explain_request(url, request_id)
+        found = explain_request(url, request_id, places(store).slow)
         _write(json_file, found)
-        to_stdout.print_json(json.dumps(found))
+        show_explanation(to_stdout, found)
 
 
 # --- small things ---------------------------------------------------------------------------------
@@ -416,18 +433,6 @@ def _say_ready(url: str) -> None:
     notify(READY)
 
 
-def _warn(message: str) -> None:
-    to_stderr.print(f"[yellow]warning:[/] {escape(message)}", highlight=False, soft_wrap=True)
-
-
-def _tell(message: str) -> None:
-    to_stderr.print(message, highlight=False, markup=False, soft_wrap=True)
-
-
-def _note(message: str) -> None:
-    to_stderr.print(f"learned: {message}", highlight=False, markup=False, soft_wrap=True)
-
-
 def _fail(message: str) -> typer.Exit:
     to_stderr.print(f"[red]error:[/] {escape(message)}", highlight=False, soft_wrap=True)
     return typer.Exit(2)
@@ -454,6 +459,7 @@ def _progress() -> Iterator[Any]:
         TimeElapsedColumn(),
         console=to_stderr,
         transient=True,
+        disable=not to_stderr.is_terminal,
     )
     with bar:
         task = bar.add_task("starting", total=1)

@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from cotenant.domain import JobClass
+from cotenant.telemetry.logs import FORMATS as LOG_FORMATS
+from cotenant.telemetry.logs import LEVELS as LOG_LEVELS
 from cotenant.toml_checks import ConfigError, TomlChecks, is_number
 from cotenant.workload.traffic import PREFIXES, PROCESSES, TrafficShape, complaints
 
@@ -81,6 +83,14 @@ class ServerConfig:
     shared_memory_mib: int = 0
     """Most memory that tensors on their way between one front end and the engine may take, in each direction,
     MiB; what is not in use costs nothing. 0: eight times `max_body_mib`."""
+    log_format: str = "text"
+    """Log lines on stderr: `text`, or `json` (one object per line)."""
+    log_level: str = "info"
+    """`debug`, `info`, `warning` or `error`: what is less is not logged."""
+    access_log: bool = False
+    """Whether every answered HTTP request is logged."""
+    triton_metrics: bool = False
+    """Whether `/metrics` has the counters under Triton's names (`nv_inference_*`) too."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -194,6 +204,8 @@ class _Reader(TomlChecks):
         load = self._table(LoadConfig, raw.get("load", {}), "[load]")
         device = self._table(DeviceConfig, raw.get("device", {}), "[device]")
         server = self._table(ServerConfig, raw.get("server", {}), "[server]")
+        self._choice(server.log_format, LOG_FORMATS, "[server] log_format")
+        self._choice(server.log_level, LOG_LEVELS, "[server] log_level")
         self._check(load.duration_s > 0, "[load] duration_s", "must be greater than 0")
         self._check(load.scale > 0, "[load] scale", "must be greater than 0")
         self._choice(load.scale_of, ("rates", "capacity"), "[load] scale_of")

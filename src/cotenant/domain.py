@@ -376,8 +376,18 @@ EVENT_ORDER: dict[type, int] = {
 # --- actions: all that the scheduler can ask for ---------------------------------------------------
 
 
+class Alternative(Struct, frozen=True, gc=False):
+    """What could have run instead of what was chosen, due at `due_at` (None: no deadline), and why it does
+    not."""
+
+    variant: Variant
+    due_at: int | None
+    why: str
+
+
 class Dispatch(Struct, frozen=True, tag=True, kw_only=True):
-    """Run segments [first_segment, end_segment) of a batch on a lane, starting by `latest_start_at`."""
+    """Run segments [first_segment, end_segment) of a batch on a lane, starting by `latest_start_at`. `why`
+    and `alternatives` are the policy's."""
 
     id: int
     variant: Variant
@@ -393,6 +403,7 @@ class Dispatch(Struct, frozen=True, tag=True, kw_only=True):
     prediction: Prediction
     snapshot: Snapshot
     why: str = ""
+    alternatives: tuple[Alternative, ...] = ()
 
 
 class Preempt(Struct, frozen=True, tag=True, gc=False):

@@ -103,8 +103,13 @@ class EngineLink(Protocol):
         """Raises EngineDownError."""
         ...
 
-    async def metrics(self) -> tuple[bytes, str]:
-        """The engine's page of metrics, and its content type. Raises EngineDownError."""
+    async def metrics(self, accept: str = "") -> tuple[bytes, str]:
+        """The engine's page of metrics for a client that accepts `accept`, and its content type. Raises
+        EngineDownError."""
+        ...
+
+    def answered(self, call_id: str, span_ns: int) -> None:
+        """The answer to a call was sent, so long (ns) after its run had ended."""
         ...
 
     def load(self, name: str, done: Callable[[str | None], None]) -> None:
@@ -133,6 +138,7 @@ class EngineClient:
         self.status = link.status
         self.statistics = link.statistics
         self.metrics = link.metrics
+        self.answered = link.answered
         self.absence = link.absence
         self.explain = link.explain
         self._process = f"{os.getpid():x}"

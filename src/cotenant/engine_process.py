@@ -27,12 +27,13 @@ from cotenant.experiment.coruns import recorded_live
 from cotenant.launch import EngineSettings, decode
 from cotenant.learned import kept
 from cotenant.local_link import LocalLink
+from cotenant.observing import Observing
 from cotenant.ports import Observer
 from cotenant.predictors import Served
 from cotenant.reload import Reloader
 from cotenant.schedule.policies import make_policy
 from cotenant.schedule.policy import Policy
-from cotenant.telemetry.metrics import Metrics
+from cotenant.telemetry.logs import logging_to
 
 TELL_EVERY_NS = 100 * NS_PER_MS
 """How often the progress of the start is told (ns)."""
@@ -97,26 +98,30 @@ class EngineProcess:
         where: Places,
         observers: list[Observer],
     ) -> None:
-        metrics, clock = Metrics(), MonotonicClock()
+        clock = MonotonicClock()
+        observing = Observing(prepared, policy.name, where.slow)
         engine = self._engine = make_engine(
             prepared,
             policy,
             predictor=predictor,
             clock=clock,
-            observers=[metrics, *observers],
+            observers=[*observing.metrics.observers, *observers],
             log_path=where.store / "logs" / "events.log" if prepared.scenario.server.event_log else None,
+            told_slow=observing.told_slow,
         )
+        observing.metrics.watch(engine)
         engine.start()
         engine.on_models = self._server.tell
         if prepared.scenario.path.is_file():
             self._reloader = Reloader(engine, prepared, self._say("note"))
-        self._server.serve(LocalLink(engine, clock, metrics.render))
+        self._server.serve(LocalLink(engine, clock, observing.metrics.render))
         self._parent.say(control.Ready())
         try:
             await self._parent.stopped.wait()
         finally:
             self._server.close()
             engine.stop()
+            observing.close()
 
     # --- telling and being told -----------------------------------------------------------------------
 
@@ -159,7 +164,10 @@ async def run(descriptor: int) -> int:
     listener = socket.socket(fileno=launch.socket)
     listener.setblocking(False)
     try:
-        await EngineProcess(parent, decode(launch.settings, EngineSettings), listener).run()
+        settings = decode(launch.settings, EngineSettings)
+        server = settings.scenario.server
+        with logging_to(sys.stderr, server.log_format, server.log_level):
+            await EngineProcess(parent, settings, listener).run()
     except (ValueError, OSError) as error:
         parent.say(control.Failed(str(error), without_paths(str(error))))
         return CANNOT_START

@@ -167,6 +167,10 @@ class Front:
                     raise FrameError(str(error)) from None
             case wire.Ask(n, what, about):
                 self._asked(n, what, about)
+            case wire.Sent(calls):
+                if self._server.link is not None:
+                    for call_id, span_ns in calls:
+                        self._server.link.answered(call_id, span_ns)
 
     def _submitted(self, call: Call, parts: wire.Parts, slot: Slot | None) -> None:
         assert self.window is not None
@@ -244,7 +248,7 @@ async def _told(link: EngineLink, n: int, what: str, about: str) -> wire.Told:
         case "statistics":
             return wire.Told(n, statistics=tuple(await link.statistics()))
         case "metrics":
-            page, page_type = await link.metrics()
+            page, page_type = await link.metrics(about)
             return wire.Told(n, page=page, page_type=page_type)
         case _:
             return wire.Told(n, explained=await link.explain(about))

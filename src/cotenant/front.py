@@ -13,14 +13,20 @@ import socket
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from cotenant import control
+from cotenant.clock import MonotonicClock
 from cotenant.config import ServerConfig
 from cotenant.engine_client import EngineClient, EngineDownError
 from cotenant.launch import FrontSettings, decode
 from cotenant.remote_link import RemoteLink
+from cotenant.serve.access_log import AccessLog, Application
 from cotenant.serve.http import ServeConfig, make_app
 from cotenant.serve.server import serve_on
+from cotenant.serve.traced import Traced
+from cotenant.telemetry.logs import logging_to
+from cotenant.telemetry.tracing import traces
 
 METRICS_S = 5.0
 """How long the engine may take to render its metrics (s)."""
@@ -35,7 +41,11 @@ DRAIN_LIMIT_S = 2
 def serve_config(settings: ServerConfig) -> ServeConfig:
     """The front end's part of a configuration."""
     return ServeConfig(
-        max_body_bytes=settings.max_body_mib << 20, allow_model_control=settings.allow_model_control
+        max_body_bytes=settings.max_body_mib << 20,
+        allow_model_control=settings.allow_model_control,
+        access_log=settings.access_log,
+        log_format=settings.log_format,
+        log_level=settings.log_level,
     )
 
 
@@ -45,25 +55,50 @@ class FrontPage:
 
     link: RemoteLink
 
-    async def render(self) -> tuple[bytes, str]:
+    async def render(self, accept: str) -> tuple[bytes, str]:
         """The page and its content type."""
         try:
-            page, kind = await asyncio.wait_for(self.link.metrics(), METRICS_S)
+            page, kind = await asyncio.wait_for(self.link.metrics(accept), METRICS_S)
         except (EngineDownError, TimeoutError):
             page, kind = b"", TEXT
         body, ended = page.removesuffix(END), page.endswith(END)
-        return body + self._own() + (END if ended else b""), kind
+        return body + self._own(ended) + (END if ended else b""), kind
 
-    def _own(self) -> bytes:
-        up = int(self.link.absence() is None)
+    def _own(self, open_metrics: bool) -> bytes:
+        up, losses = int(self.link.absence() is None), "cotenant_engine_losses"
+        family = losses if open_metrics else f"{losses}_total"
         return (
             "# HELP cotenant_engine_up Whether the engine takes requests.\n"
             "# TYPE cotenant_engine_up gauge\n"
             f"cotenant_engine_up {up}\n"
-            "# HELP cotenant_engine_losses_total Engines that this front end has lost.\n"
-            "# TYPE cotenant_engine_losses_total counter\n"
-            f"cotenant_engine_losses_total {self.link.n_lost}\n"
+            f"# HELP {family} Engines that this front end has lost.\n"
+            f"# TYPE {family} counter\n"
+            f"{losses}_total {self.link.n_lost}\n"
         ).encode()
+
+
+class Watched:
+    """An application with what watches over it: a log line and a span per request, where they are wanted."""
+
+    def __init__(self, app: Application, client: EngineClient, config: ServeConfig) -> None:
+        self.app = app
+
+        async def explain(call_id: str) -> dict[str, Any] | None:
+            try:
+                return await client.explain(call_id)
+            except EngineDownError:
+                return None
+
+        self._tracing = traces(os.environ, MonotonicClock(), explain)
+        if self._tracing is not None:
+            self.app = Traced(self.app, self._tracing, client.now, client.new_id)
+        if config.access_log:
+            self.app = AccessLog(self.app, client.now)
+
+    async def close(self) -> None:
+        """Export what is left."""
+        if self._tracing is not None:
+            await self._tracing.close()
 
 
 async def serve_front(
@@ -77,8 +112,12 @@ async def serve_front(
     caller."""
     gc.freeze()
     gc.set_threshold(*GC_THRESHOLDS)
-    app = make_app(EngineClient(link), FrontPage(link), config)
-    await serve_on(app, listener, on_listening, shutdown, drain_limit_s=DRAIN_LIMIT_S)
+    client = EngineClient(link)
+    watched = Watched(make_app(client, FrontPage(link), config, client.answered), client, config)
+    try:
+        await serve_on(watched.app, listener, on_listening, shutdown, drain_limit_s=DRAIN_LIMIT_S)
+    finally:
+        await watched.close()
 
 
 async def run(descriptor: int) -> int:
@@ -108,7 +147,8 @@ async def run(descriptor: int) -> int:
     tasks = [asyncio.create_task(work) for work in (link.run(), announce())]
     listener = socket.socket(fileno=launch.socket)
     try:
-        await serve_front(link, settings.serve, listener, listening.set, parent.stopped)
+        with logging_to(sys.stderr, settings.serve.log_format, settings.serve.log_level):
+            await serve_front(link, settings.serve, listener, listening.set, parent.stopped)
     finally:
         for task in tasks:
             task.cancel()

@@ -12,16 +12,19 @@ from pathlib import Path
 from cotenant.assemble import Prepared, make_engine
 from cotenant.clock import MonotonicClock
 from cotenant.engine_client import EngineClient
-from cotenant.front import serve_config
+from cotenant.front import Watched, serve_config
 from cotenant.local_link import LocalLink
 from cotenant.notify import STOPPING, notify
+from cotenant.observing import Observing
 from cotenant.ports import Observer
 from cotenant.predictors import Served
 from cotenant.reload import Reloader
 from cotenant.serve.http import make_app
 from cotenant.serve.server import serve_http
 from cotenant.stopping import StopSignals
-from cotenant.telemetry.metrics import Metrics
+from cotenant.telemetry.logs import Logger
+
+_LOG = Logger("server")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,6 +39,8 @@ class HostConfig:
     """Scheduling policy."""
     log_path: Path | None = None
     """Event log to write, if any."""
+    slow_path: Path | None = None
+    """Where explanations of slow requests are kept, if anywhere."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,9 +49,9 @@ class EnginePage:
 
     client: EngineClient
 
-    async def render(self) -> tuple[bytes, str]:
+    async def render(self, accept: str) -> tuple[bytes, str]:
         """The page and its content type."""
-        return await self.client.metrics()
+        return await self.client.metrics(accept)
 
 
 async def serve(
@@ -66,18 +71,22 @@ async def serve(
     operator."""
     settings = prepared.scenario.server
     clock = MonotonicClock()
-    metrics = Metrics()
+    observing = Observing(prepared, config.policy, config.slow_path)
     engine = make_engine(
         prepared,
         config.policy,
         predictor=predictor,
         clock=clock,
-        observers=[metrics, *observers],
+        observers=[*observing.metrics.observers, *observers],
         log_path=config.log_path,
+        told_slow=observing.told_slow,
     )
+    observing.metrics.watch(engine)
     engine.start()
-    client = EngineClient(LocalLink(engine, clock, metrics.render))
-    app = make_app(client, EnginePage(client), serve_config(settings))
+    client = EngineClient(LocalLink(engine, clock, observing.metrics.render))
+    serving = serve_config(settings)
+    app = make_app(client, EnginePage(client), serving, client.answered)
+    watched = Watched(app, client, serving)
     shutdown = asyncio.Event()
     signals = StopSignals(told)
     if told is None and prepared.scenario.path.is_file():
@@ -88,6 +97,7 @@ async def serve(
     async def stop_when_told() -> None:
         await signals.told.wait()
         notify(STOPPING)
+        _LOG.info("server.draining", "told to stop: what was admitted is answered first")
         draining = asyncio.create_task(engine.drain(settings.drain_s))
         at_once = asyncio.create_task(signals.at_once.wait())
         await asyncio.wait({draining, at_once}, return_when=asyncio.FIRST_COMPLETED)
@@ -97,16 +107,24 @@ async def serve(
         at_once.cancel()
         shutdown.set()
 
+    def ready(port: int) -> None:
+        url = f"http://{config.host}:{port}"
+        on_ready(url)
+        _LOG.info("server.ready", f"serving {len(engine.models)} models", url=url, policy=config.policy)
+
     stopper = asyncio.create_task(stop_when_told())
     try:
         await serve_http(
-            app,
+            watched.app,
             config.host,
             config.http_port,
-            lambda port: on_ready(f"http://{config.host}:{port}"),
+            ready,
             shutdown,
             drain_limit_s=2,
         )
     finally:
         stopper.cancel()
+        await watched.close()
         engine.stop()
+        observing.close()
+        _LOG.info("server.stopped", "stopped")

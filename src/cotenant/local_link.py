@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 from cotenant.clock import Clock
@@ -14,6 +14,14 @@ from cotenant.ports import Tensors
 DRAINING = Absence(reason="the server is draining")
 
 
+Page = tuple[bytes, str]
+
+
+async def no_page(accept: str) -> Page:
+    """Where nobody asks for metrics."""
+    return b"", "text/plain"
+
+
 class LocalLink:
     """Implements `EngineLink` on an engine that runs on the same event loop. `page` renders its metrics."""
 
@@ -21,7 +29,7 @@ class LocalLink:
         self,
         engine: Engine,
         clock: Clock,
-        page: Callable[[], tuple[bytes, str]] = lambda: (b"", "text/plain"),
+        page: Callable[[str], Awaitable[Page]] = no_page,
     ) -> None:
         self._engine = engine
         self._page = page
@@ -60,9 +68,11 @@ class LocalLink:
         self._engine.catch_up()
         return [_statistics(name, counts) for name, counts in self._engine.counts.items()]
 
-    async def metrics(self) -> tuple[bytes, str]:
-        self._engine.catch_up()
-        return self._page()
+    async def metrics(self, accept: str = "") -> Page:
+        return await self._page(accept)
+
+    def answered(self, call_id: str, span_ns: int) -> None:
+        self._engine.answered(call_id, span_ns)
 
     def load(self, name: str, done: Callable[[str | None], None]) -> None:
         self._engine.maintain("load", name, done)

@@ -33,6 +33,8 @@ STARTING = Absence(reason="the engine is starting")
 ANEW = Absence(reason="the engine was lost; it starts anew")
 RETRY_S = 0.2
 """How long after a connection that could not be made the next is tried (s)."""
+TELL_SENT_S = 0.02
+"""How long what is known of sent answers may wait to be told (s)."""
 NO_TENSORS: Tensors = {}
 
 
@@ -72,6 +74,7 @@ class RemoteLink:
         self._absence: Absence | None = STARTING
         self._connection: _Connection | None = None
         self._questions = itertools.count()
+        self._sent: list[tuple[str, int]] = []
         self.n_lost = 0
         """Engines that were lost so far."""
 
@@ -223,12 +226,22 @@ class RemoteLink:
     async def statistics(self) -> Sequence[ModelStatistics]:
         return (await self._asked("statistics")).statistics
 
-    async def metrics(self) -> tuple[bytes, str]:
-        told = await self._asked("metrics")
+    async def metrics(self, accept: str = "") -> tuple[bytes, str]:
+        told = await self._asked("metrics", accept)
         return told.page, told.page_type
 
     async def explain(self, call_id: str) -> dict[str, Any] | None:
         return (await self._asked("explain", call_id)).explained
+
+    def answered(self, call_id: str, span_ns: int) -> None:
+        if not self._sent:
+            asyncio.get_running_loop().call_later(TELL_SENT_S, self._tell_sent)
+        self._sent.append((call_id, span_ns))
+
+    def _tell_sent(self) -> None:
+        sent, self._sent = tuple(self._sent), []
+        if self._connection is not None and not self._connection.channel.clogged:
+            self._connection.channel.send(wire.Sent(sent))
 
     def load(self, name: str, done: Callable[[str | None], None]) -> None:
         self._ask("load", name, lambda told: done(LOST if told is None else told.error))

@@ -76,14 +76,21 @@ class Release(Struct, frozen=True, tag=True, array_like=True, gc=False):
 
 
 class Ask(Struct, frozen=True, tag=True, array_like=True, gc=False):
-    """A question: `statistics`, `metrics`, `explain` (a call), `load` or `unload` (a model)."""
+    """A question: `statistics`, `metrics` (for an Accept header), `explain` (a call), `load` or `unload` (a
+    model)."""
 
     n: int
     what: str
     about: str = ""
 
 
-FromFront = Submit | Cancel | Release | Ask
+class Sent(Struct, frozen=True, tag=True, array_like=True, gc=False):
+    """Answers that were sent: calls, and how long (ns) after the end of their runs."""
+
+    calls: tuple[tuple[str, int], ...]
+
+
+FromFront = Submit | Cancel | Release | Ask | Sent
 
 
 # --- engine to front end ------------------------------------------------------------------------------

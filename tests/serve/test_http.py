@@ -434,7 +434,7 @@ def test_a_call_that_never_ends_is_told_so_when_the_drain_limit_is_over(serve: S
 
 
 class Page:
-    async def render(self) -> tuple[bytes, str]:
+    async def render(self, accept: str) -> tuple[bytes, str]:
         return b"cotenant_up 1\n", "text/plain; version=1.0.0"
 
 

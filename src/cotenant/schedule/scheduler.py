@@ -399,6 +399,7 @@ class Scheduler:
             prediction=prediction,
             snapshot=snapshot,
             why=f"resumed at a segment boundary: {choice.why}",
+            alternatives=choice.alternatives,
         )
         self._launch(resumed, lane, suspended.rank(self.view.at)[0])
 
@@ -427,6 +428,7 @@ class Scheduler:
             prediction=self._predict(offer.variant, lane, snapshot),
             snapshot=snapshot,
             why=choice.why,
+            alternatives=choice.alternatives,
         )
         classes = [request.job_class for request in offer.requests]
         self._launch(dispatch, lane, offer.job_class if offer.aged else min(classes))

@@ -37,6 +37,8 @@ Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
+OnSent = Callable[[str, int], None]
+"""Told the id of a call whose answer was sent, and how long after the end of its run that was (ns)."""
 
 _READ_HEADERS = frozenset(
     (
@@ -47,6 +49,8 @@ _READ_HEADERS = frozenset(
         b"x-request-timeout-seconds",
     )
 )
+REQUEST_ID = "cotenant.request_id"
+"""Key of the scope under which an application around this one may have put the request's id."""
 _LATE = (b"x-cotenant-outcome", b"late")
 _BINARY_TYPE = (b"content-type", b"application/octet-stream")
 LINGER_S = 2.0
@@ -97,9 +101,10 @@ class Watch:
 class InferRoute:
     """Answers infer requests; holds the decoders of the loaded models."""
 
-    def __init__(self, client: EngineClient, config: ServeConfig) -> None:
+    def __init__(self, client: EngineClient, config: ServeConfig, on_sent: OnSent | None = None) -> None:
         self._client = client
         self._config = config
+        self._on_sent = on_sent
         self._times = AnswerTimes()
         self._codecs: dict[str, ModelCodec] = {}
         self._pool = ThreadPoolExecutor(config.n_json_threads, thread_name_prefix="cotenant-json")
@@ -108,7 +113,7 @@ class InferRoute:
         self, scope: Scope, receive: Receive, send: Send, model: str, version: str | None, arrived_at: int
     ) -> None:
         """Answer one request. `arrived_at` was stamped when the headers had been parsed."""
-        call_id = self._client.new_id()
+        call_id = scope.get(REQUEST_ID) or self._client.new_id()
         try:
             headers = _headers(scope)
             metadata = find_model(self._client, model, version)
@@ -128,7 +133,10 @@ class InferRoute:
             raise
         await _send(send, answer, call_id)
         if answer.ended_at is not None:
-            self._times.sent(self._client.now() - answer.ended_at)
+            span_ns = self._client.now() - answer.ended_at
+            self._times.sent(span_ns)
+            if self._on_sent is not None:
+                self._on_sent(call_id, span_ns)
 
     # --- reading ----------------------------------------------------------------------------------
 

@@ -14,6 +14,7 @@ from cotenant.engine_client import EngineClient, ModelStatistics
 from cotenant.serve.dataplane import find_model
 from cotenant.serve.errors import BadRequest
 from cotenant.serve.settings import ServeConfig
+from cotenant.telemetry.explanation import FORGOTTEN, UNKNOWN
 
 EXTENSIONS = (
     "binary_tensor_data",
@@ -135,15 +136,15 @@ class ModelRoutes:
         return json_response({"model_stats": found})
 
     async def explain(self, request: Request) -> Response:
-        """What is remembered of a recent request."""
+        """What is remembered of a recent request; 404, saying why, when nothing is."""
         request_id = request.path_params["request_id"]
         found = await self._client.explain(request_id)
-        if found is None:
-            raise BadRequest(
-                404,
+        if found is None or found.get("state") in (UNKNOWN, FORGOTTEN):
+            why = (found or {}).get("sentence") or (
                 f"nothing is remembered of request '{request_id:.100}'; "
-                "give the x-request-id of a recent answer",
+                "give the x-request-id of a recent answer"
             )
+            raise BadRequest(404, why)
         return json_response(found)
 
 
