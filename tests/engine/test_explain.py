@@ -67,7 +67,7 @@ def test_a_request_that_has_not_ended_is_said_to_wait_or_to_run(with_engine: Cal
         calls = [call(client) for _ in range(5)]
         tasks = [asyncio.create_task(client.infer(one)) for one in calls]
         await asyncio.sleep(0)
-        first, last = (client.explain(one.id) for one in (calls[0], calls[-1]))
+        first, last = [await client.explain(one.id) for one in (calls[0], calls[-1])]
         assert first is not None
         assert last is not None
         assert (first["state"], first["outcome"]) == ("running", None)
@@ -76,7 +76,7 @@ def test_a_request_that_has_not_ended_is_said_to_wait_or_to_run(with_engine: Cal
         assert (last["state"], last["outcome"]) == ("waiting", None)
         assert "3 requests of echo before it" in last["sentence"]
         await asyncio.gather(*tasks)
-        told = client.explain(calls[-1].id)
+        told = await client.explain(calls[-1].id)
         assert told is not None
         assert (told["state"], told["outcome"]) == ("ended", "ok")
         assert told["behind"][0]["model"] == "echo"
@@ -91,7 +91,7 @@ def test_the_front_end_adds_how_long_answering_took(with_engine: Callable[..., N
         await client.infer(one)
         engine.answered(one.id, 2_500_000)
         engine.answered("nobody", 1)
-        told = client.explain(one.id)
+        told = await client.explain(one.id)
         assert told is not None
         assert told["answer_ms"] == 2.5
 

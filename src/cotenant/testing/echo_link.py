@@ -113,8 +113,10 @@ class EchoLink:
             for name, (n_ok, n_failed, n_rows) in self._counts.items()
         ]
 
-    async def metrics(self) -> tuple[bytes, str]:
+    async def metrics(self, accept: str = "") -> tuple[bytes, str]:
         return b"", "text/plain"
+
+    def answered(self, call_id: str, span_ns: int) -> None: ...
 
     def load(self, name: str, done: Callable[[str | None], None]) -> None:
         if name in self._configured:
