@@ -51,7 +51,9 @@ def serve(
     ] = None,
     host: Annotated[str, typer.Option(help="Address to bind.")] = "127.0.0.1",
     http_port: Annotated[int, typer.Option(help="HTTP port; 0: any free.", min=0, max=65535)] = 8000,
-    grpc_port: Annotated[int | None, typer.Option(help="gRPC port (not in this version).")] = None,
+    grpc_port: Annotated[
+        int | None, typer.Option(help="gRPC port; 0: any free. Default: no gRPC.", min=0, max=65535)
+    ] = None,
     policy: Annotated[str, typer.Option(help="Scheduling policy.")] = "default",
     record: Annotated[
         Path | None,
@@ -75,8 +77,6 @@ def serve(
     from cotenant.learned import kept
     from cotenant.schedule.policies import make_policy
 
-    if grpc_port is not None:
-        raise _fail("--grpc-port: gRPC is not part of this version; use HTTP")
     with _clear_errors():
         chosen = make_policy(policy)
         where = places(store)
@@ -86,7 +86,9 @@ def serve(
         for reason in prepared.failed.values():
             to_stderr.print(f"[yellow]not served:[/] {escape(reason)}", highlight=False)
         log_path = where.store / "logs" / "events.log" if scenario.server.event_log else None
-        config = HostConfig(host=host, http_port=http_port, policy=policy, log_path=log_path)
+        config = HostConfig(
+            host=host, http_port=http_port, grpc_port=grpc_port, policy=policy, log_path=log_path
+        )
         base = record or where.coruns / "live" / scenario.path.stem
         learned = where.learned(scenario.path)
         try:
@@ -98,7 +100,7 @@ def serve(
             recorded_live(prepared, base, record_mb, _warn) as recorders,
             kept(prepared, chosen, predictor, learned, _note) as keepers,
         ):
-            _run_loop(host_serve(prepared, config, _say_ready, [*recorders, *keepers], predictor))
+            _run_loop(host_serve(prepared, config, _say_ready, [*recorders, *keepers], predictor, _say_grpc))
 
 
 @app.command()
@@ -319,6 +321,10 @@ def _run_loop(main: Any) -> None:
 
 def _say_ready(url: str) -> None:
     print(f"ready {url}", flush=True)
+
+
+def _say_grpc(url: str) -> None:
+    to_stderr.print(f"serving {url}", highlight=False, markup=False, soft_wrap=True)
 
 
 def _warn(message: str) -> None:

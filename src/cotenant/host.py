@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import signal
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,6 +29,8 @@ class HostConfig:
     """Address to bind."""
     http_port: int = 8000
     """TCP port; 0: any that is free."""
+    grpc_port: int | None = None
+    """TCP port of gRPC; 0: any that is free; None: no gRPC."""
     policy: str = "default"
     """Scheduling policy."""
     log_path: Path | None = None
@@ -54,9 +56,11 @@ async def serve(
     on_ready: Callable[[str], None],
     observers: Sequence[Observer] = (),
     predictor: Served | None = None,
+    on_grpc: Callable[[str], None] = lambda _: None,
 ) -> None:
     """Serve until SIGTERM or SIGINT, then drain and return. `on_ready(url)` is called once, when requests
-    are accepted. `predictor`: one that may have learned already."""
+    are accepted, and before that `on_grpc(url)`, if there is gRPC. `predictor`: one that may have learned
+    already."""
     settings = prepared.scenario.server
     clock = MonotonicClock()
     metrics = Metrics()
@@ -72,7 +76,8 @@ async def serve(
     serve_config = ServeConfig(
         max_body_bytes=settings.max_body_mib << 20, allow_model_control=settings.allow_model_control
     )
-    app = make_app(EngineClient(LocalLink(engine, clock)), CurrentMetrics(engine, metrics), serve_config)
+    client = EngineClient(LocalLink(engine, clock))
+    app = make_app(client, CurrentMetrics(engine, metrics), serve_config)
     shutdown, told = asyncio.Event(), asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -86,14 +91,20 @@ async def serve(
 
     stopper = asyncio.create_task(stop_when_told())
     try:
-        await serve_http(
-            app,
-            config.host,
-            config.http_port,
-            lambda port: on_ready(f"http://{config.host}:{port}"),
-            shutdown,
-            drain_limit_s=2,
-        )
+        async with AsyncExitStack() as stack:
+            if config.grpc_port is not None:
+                from cotenant.serve.grpc.server import serving_grpc  # a server without gRPC does not load it
+
+                grpc = serving_grpc(client, serve_config, config.host, config.grpc_port, drain_limit_s=2)
+                on_grpc(f"grpc://{config.host}:{await stack.enter_async_context(grpc)}")
+            await serve_http(
+                app,
+                config.host,
+                config.http_port,
+                lambda port: on_ready(f"http://{config.host}:{port}"),
+                shutdown,
+                drain_limit_s=2,
+            )
     finally:
         stopper.cancel()
         engine.stop()
