@@ -31,13 +31,19 @@ import numpy as np
 
 from common import Row, arguments, finish, note, table
 
-HERE = Path(__file__).resolve().parent
-CONFIG = HERE / "peers_echo" / "cotenant_echo.toml"
+CONFIG = """
+[[model]]
+name = "echo"
+source = "zoo:echo"
+slo_ms = 10000
+max_batch = 64
+"""
 IN_FLIGHT = (1, 8, 64)
 FLOATS = np.arange(16, dtype=np.float32).reshape(1, 16) / 4
+ECHO = FLOATS.tobytes()
 WARM_UP_S = 0.5
 PROTOCOLS = ("http", "grpc", "stream")
-Ask = Callable[[], Awaitable[bool]]
+Ask = Callable[[], Awaitable[bytes]]
 
 
 @dataclass(frozen=True)
@@ -52,12 +58,17 @@ class Address:
 # --- the client, in a process of its own ------------------------------------------------------------
 
 
+def check(answer: bytes) -> None:
+    """The answer must hold the echo."""
+    if ECHO not in answer:
+        raise RuntimeError(f"a wrong answer: {answer[:400]!r}")
+
+
 async def loop(ask: Ask, spans: list[float], until: float) -> None:
     """One request after the other."""
     while time.perf_counter() < until:
         began = time.perf_counter()
-        if not await ask():
-            raise RuntimeError("a wrong answer")
+        check(await ask())
         spans.append(time.perf_counter() - began)
 
 
@@ -65,19 +76,18 @@ async def http_asker(port: int) -> Ask:
     """A connection, kept alive, that sends one V2 request with a binary tensor at a time."""
     tensor = {"name": "input", "shape": [1, 16], "datatype": "FP32", "parameters": {"binary_data_size": 64}}
     head = json.dumps({"inputs": [tensor], "parameters": {"binary_data_output": True}}).encode()
-    body = head + FLOATS.tobytes()
+    body = head + ECHO
     request = (
         f"POST /v2/models/echo/infer HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n"
         f"Inference-Header-Content-Length: {len(head)}\r\n\r\n"
     ).encode() + body
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
 
-    async def ask() -> bool:
+    async def ask() -> bytes:
         writer.write(request)
         headers = await reader.readuntil(b"\r\n\r\n")
-        length = int(headers.partition(b"content-length: ")[2].partition(b"\r\n")[0])
-        answer = await reader.readexactly(length)
-        return headers.startswith(b"HTTP/1.1 200") and answer.endswith(FLOATS.tobytes())
+        length = int(headers.partition(b"\r\ncontent-length: ")[2].partition(b"\r\n")[0])
+        return await reader.readexactly(length)
 
     return ask
 
@@ -87,7 +97,7 @@ def grpc_message() -> Any:
 
     tensor = pb.ModelInferRequest.InferInputTensor(name="input", datatype="FP32", shape=[1, 16])
     return pb.ModelInferRequest(
-        model_name="echo", inputs=[tensor], raw_input_contents=[FLOATS.tobytes()]
+        model_name="echo", inputs=[tensor], raw_input_contents=[ECHO]
     ).SerializeToString()
 
 
@@ -103,8 +113,9 @@ async def offer_grpc(port: int, in_flight: int, seconds: float) -> list[float]:
     async with aio.insecure_channel(f"127.0.0.1:{port}") as channel:
         method = channel.unary_unary("/inference.GRPCInferenceService/ModelInfer")
 
-        async def ask() -> bool:
-            return (await method(request)).endswith(FLOATS.tobytes())
+        async def ask() -> bytes:
+            answer: bytes = await method(request)
+            return answer
 
         return await together([ask] * in_flight, seconds)
 
@@ -123,8 +134,7 @@ async def offer_stream(port: int, in_flight: int, seconds: float) -> list[float]
             sent.append(time.perf_counter())
         until, n = time.perf_counter() + seconds, 0
         while time.perf_counter() < until:
-            if FLOATS.tobytes() not in await call.read():
-                raise RuntimeError("a wrong answer")
+            check(await call.read())
             spans.append(time.perf_counter() - sent[n])
             n += 1
             sent.append(time.perf_counter())
@@ -165,7 +175,9 @@ def offer(protocol: str, port: int, in_flight: int, seconds: float) -> None:
 def serving() -> Iterator[Address]:
     """A real server on free ports."""
     with tempfile.TemporaryDirectory(prefix="cotenant-bench-") as store:
-        command = [sys.executable, "-m", "cotenant", "serve", str(CONFIG), "--http-port", "0"]
+        config = Path(store) / "echo.toml"
+        config.write_text(CONFIG)
+        command = [sys.executable, "-m", "cotenant", "serve", str(config), "--http-port", "0"]
         child = subprocess.Popen(
             [*command, "--grpc-port", "0", "--record-mb", "0", "--store", store],
             stdout=subprocess.PIPE,

@@ -17,7 +17,7 @@ from hypothesis.extra import numpy as hnp
 
 from cotenant.serve.grpc import inference_pb2 as pb
 from cotenant.serve.grpc.reading import CONTENTS
-from cotenant.serve.grpc.wire import MAX_PARTS, SMALL_BYTES
+from cotenant.serve.grpc.wire import MAX_PARTS, MAX_VARINT_BYTES, SMALL_BYTES
 from cotenant.serve.settings import ServeConfig
 from cotenant.serve.tensors import DTYPES, to_bytes
 from cotenant.testing import ECHO, EchoLink
@@ -130,10 +130,9 @@ def test_large_values_are_converted_in_pieces_and_come_back(server: GrpcServer) 
     numbers = np.random.default_rng(0).normal(size=n).astype(np.float32)
     typed = server.rpc("ModelInfer", request("FP32", n, typed=numbers.tolist(), **AS_TYPED))
     assert np.array_equal(np.array(contents(typed, "FP32"), np.float32), numbers)
-    strings = [b"%d" % k for k in range(n)]
-    assert (
-        contents(server.rpc("ModelInfer", request("BYTES", n, typed=strings, **AS_TYPED)), "BYTES") == strings
-    )
+    strings = [b"%d" % k * 10 for k in range(5_000)]
+    answer = server.rpc("ModelInfer", request("BYTES", len(strings), typed=strings, **AS_TYPED))
+    assert contents(answer, "BYTES") == strings
 
 
 @pytest.mark.parametrize(
@@ -224,20 +223,27 @@ def test_an_answer_above_the_limit_is_refused(server: GrpcServer) -> None:
 @pytest.mark.parametrize(
     "part",
     [
-        b"\x2a\x00",
-        b"\x32\x00",
-        b"\x3a\x00",
-        b"\x22\x00",
-        b"\x08\x00",
-        b"\x2a\x04\x22\x00\x22\x00",
-        b"\xa0\x7f\x00",
+        pytest.param(b"\x2a\x00", id="inputs"),
+        pytest.param(b"\x32\x00", id="outputs"),
+        pytest.param(b"\x3a\x00", id="raw values"),
+        pytest.param(b"\x22\x00", id="parameters"),
+        pytest.param(b"\x08\x00", id="unknown"),
+        pytest.param(b"\xa0\x7f\x00", id="unknown, of two bytes"),
+        pytest.param(b"\x2a\x04\x22\x00\x22\x00", id="parameters of inputs"),
+        pytest.param(b"\x2a\x06\x2a\x04\x42\x00\x42\x00", id="strings"),
     ],
-    ids=["inputs", "outputs", "raw", "parameters", "unknown", "parameters of inputs", "unknown, two bytes"],
 )
 def test_a_mass_of_tiny_parts_is_refused_before_it_is_parsed(server: GrpcServer, part: bytes) -> None:
     answer = server.rpc("ModelInfer", part * (LIMIT // 2 // len(part)))
-    assert answer.code is StatusCode.INVALID_ARGUMENT
+    assert answer.code is StatusCode.RESOURCE_EXHAUSTED
     assert f"more than {MAX_PARTS} parts" in answer.details
+
+
+def test_typed_integers_that_take_long_to_parse_are_refused(server: GrpcServer) -> None:
+    most = request("UINT8", MAX_VARINT_BYTES, typed=bytes(MAX_VARINT_BYTES))
+    assert server.rpc("ModelInfer", most).code is StatusCode.RESOURCE_EXHAUSTED
+    n = MAX_VARINT_BYTES - 1000  # beside them the shape has varints too
+    assert server.rpc("ModelInfer", request("UINT8", n, typed=bytes(n))).ok
 
 
 @pytest.mark.parametrize("tail", [b"\x3b", b"\x3a\x05abc", b"\x0d\0", b"\x09\0", b"\xff" * 11, b"\x80"])

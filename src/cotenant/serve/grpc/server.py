@@ -13,9 +13,6 @@ from cotenant.serve.grpc.settings import GrpcConfig
 from cotenant.serve.server import DRAIN_LIMIT_S, bind
 from cotenant.serve.settings import ServeConfig
 
-IDENTITY_ONLY = 1
-"""The set of compression algorithms (a bit each) that holds none."""
-
 
 @asynccontextmanager
 async def serving_grpc(
@@ -30,8 +27,9 @@ async def serving_grpc(
     """Serve inside the `async with`; yields the port, which is one that is free when `port` is 0. On leaving,
     no more calls are taken, and those in flight may finish, at most `drain_limit_s` seconds, after which they
     are cancelled. Raises OSError when the address cannot be had."""
-    server = aio.server(options=_options(config))
-    server.add_generic_rpc_handlers((Service(client, config, grpc_config or GrpcConfig()),))
+    grpc_config = grpc_config or GrpcConfig()
+    server = aio.server(options=_options(config, grpc_config))
+    server.add_generic_rpc_handlers((Service(client, config, grpc_config),))
     address = _address(host, port)
     try:
         bound_port: int = server.add_insecure_port(address)
@@ -44,14 +42,15 @@ async def serving_grpc(
         await server.stop(drain_limit_s)
 
 
-def _options(config: ServeConfig) -> list[tuple[str, int]]:
+def _options(config: ServeConfig, grpc_config: GrpcConfig) -> list[tuple[str, int]]:
     return [
         ("grpc.max_receive_message_length", config.max_body_bytes),
         ("grpc.max_send_message_length", config.max_body_bytes),
         # a second server on the same port is a mistake, not a way to share the load
         ("grpc.so_reuseport", 0),
-        # a small compressed message is inflated whole before its size is looked at
-        ("grpc.compression_enabled_algorithms_bitset", IDENTITY_ONLY),
+        ("grpc.keepalive_time_ms", int(grpc_config.ask_silent_after_s * 1000)),
+        ("grpc.keepalive_timeout_ms", int(grpc_config.ask_silent_for_s * 1000)),
+        ("grpc.max_concurrent_streams", grpc_config.max_calls_per_connection),
     ]
 
 
