@@ -53,7 +53,9 @@ def serve(
     ] = None,
     host: Annotated[str, typer.Option(help="Address to bind.")] = "127.0.0.1",
     http_port: Annotated[int, typer.Option(help="HTTP port; 0: any free.", min=0, max=65535)] = 8000,
-    grpc_port: Annotated[int | None, typer.Option(help="gRPC port (not in this version).")] = None,
+    grpc_port: Annotated[
+        int | None, typer.Option(help="gRPC port; 0: any free. Default: no gRPC.", min=0, max=65535)
+    ] = None,
     policy: Annotated[str, typer.Option(help="Scheduling policy.")] = "default",
     record: Annotated[
         Path | None,
@@ -75,8 +77,6 @@ def serve(
     store: StoreOption = None,
 ) -> None:
     """Run the server: a process that answers HTTP, and one that holds the engine."""
-    if grpc_port is not None:
-        raise _fail("--grpc-port: gRPC is not part of this version; use HTTP")
     from cotenant.telemetry.logs import logging_to
 
     with _clear_errors(), ExitStack() as stack:
@@ -86,13 +86,14 @@ def serve(
         if in_process or scenario.server.in_process or sys.platform != "linux":
             if (http_workers or 1) > 1:
                 raise ConfigError("--http-workers needs the engine in a process of its own")
-            _serve_in_process(scenario, host, http_port, policy, record, record_mb, store)
+            _serve_in_process(scenario, host, http_port, grpc_port, policy, record, record_mb, store)
             return
         from cotenant.split_host import SplitConfig, serve_split
 
         config = SplitConfig(
             host=host,
             http_port=http_port,
+            grpc_port=grpc_port,
             n_fronts=http_workers or scenario.server.http_workers,
             policy=policy,
             record=record,
@@ -137,6 +138,7 @@ def _serve_in_process(
     scenario: Scenario,
     host: str,
     http_port: int,
+    grpc_port: int | None,
     policy: str,
     record: Path | None,
     record_mb: float,
@@ -160,7 +162,12 @@ def _serve_in_process(
         log.error("model.not_served", reason, model=name)
     log_path = where.store / "logs" / "events.log" if scenario.server.event_log else None
     config = HostConfig(
-        host=host, http_port=http_port, policy=policy, log_path=log_path, slow_path=where.slow
+        host=host,
+        http_port=http_port,
+        grpc_port=grpc_port,
+        policy=policy,
+        log_path=log_path,
+        slow_path=where.slow,
     )
     base = record or where.coruns / "live" / scenario.path.stem
     learned = where.learned(scenario.path)

@@ -142,6 +142,8 @@ class EngineClient:
         self.absence = link.absence
         self.explain = link.explain
         self._process = f"{os.getpid():x}"
+        self.was_ready = False
+        """Whether the server was ready when it was last asked (`serve.describe.server_ready`)."""
 
     def accepting(self) -> bool:
         """Whether calls are accepted now; `absence` says why they are not."""

@@ -11,7 +11,8 @@ import gc
 import os
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,9 +26,10 @@ from cotenant.serve.access_log import AccessLog, Application
 from cotenant.serve.http import ServeConfig, make_app
 from cotenant.serve.server import serve_on
 from cotenant.serve.traced import Traced
-from cotenant.telemetry.logs import logging_to
+from cotenant.telemetry.logs import Logger, logging_to
 from cotenant.telemetry.tracing import traces
 
+_LOG = Logger("front")
 METRICS_S = 5.0
 """How long the engine may take to render its metrics (s)."""
 TEXT = "text/plain; version=1.0.0; charset=utf-8"
@@ -101,21 +103,40 @@ class Watched:
             await self._tracing.close()
 
 
+@asynccontextmanager
+async def grpc_beside(
+    client: EngineClient, config: ServeConfig, host: str, port: int | None
+) -> AsyncIterator[None]:
+    """gRPC on `port` (0: any that is free; None: none) while the context lasts. The log says where."""
+    if port is None:
+        yield
+        return
+    from cotenant.serve.grpc.server import serving_grpc  # a server without gRPC does not load it
+
+    async with serving_grpc(client, config, host, port, drain_limit_s=DRAIN_LIMIT_S) as bound_port:
+        url = f"grpc://{host}:{bound_port}"
+        _LOG.info("grpc.listening", f"serving {url}", url=url)
+        yield
+
+
 async def serve_front(
     link: RemoteLink,
     config: ServeConfig,
     listener: socket.socket,
     on_listening: Callable[[], None],
     shutdown: asyncio.Event,
+    grpc_at: tuple[str, int] | None = None,
 ) -> None:
-    """Serve on `listener` until `shutdown` is set, and what is then in flight. The link is kept by the
-    caller."""
+    """Serve on `listener` until `shutdown` is set, and what is then in flight; gRPC at a host and port, if
+    any. The link is kept by the caller."""
     gc.freeze()
     gc.set_threshold(*GC_THRESHOLDS)
     client = EngineClient(link)
     watched = Watched(make_app(client, FrontPage(link), config, client.answered), client, config)
+    host, port = grpc_at or ("", None)
     try:
-        await serve_on(watched.app, listener, on_listening, shutdown, drain_limit_s=DRAIN_LIMIT_S)
+        async with grpc_beside(client, config, host, port):
+            await serve_on(watched.app, listener, on_listening, shutdown, drain_limit_s=DRAIN_LIMIT_S)
     finally:
         await watched.close()
 

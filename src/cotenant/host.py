@@ -5,14 +5,14 @@ from __future__ import annotations
 import asyncio
 import signal
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from cotenant.assemble import Prepared, make_engine
 from cotenant.clock import MonotonicClock
 from cotenant.engine_client import EngineClient
-from cotenant.front import Watched, serve_config
+from cotenant.front import DRAIN_LIMIT_S, Watched, grpc_beside, serve_config
 from cotenant.local_link import LocalLink
 from cotenant.notify import STOPPING, notify
 from cotenant.observing import Observing
@@ -35,6 +35,8 @@ class HostConfig:
     """Address to bind."""
     http_port: int = 8000
     """TCP port; 0: any that is free."""
+    grpc_port: int | None = None
+    """TCP port of gRPC; 0: any that is free; None: no gRPC."""
     policy: str = "default"
     """Scheduling policy."""
     log_path: Path | None = None
@@ -114,14 +116,11 @@ async def serve(
 
     stopper = asyncio.create_task(stop_when_told())
     try:
-        await serve_http(
-            watched.app,
-            config.host,
-            config.http_port,
-            ready,
-            shutdown,
-            drain_limit_s=2,
-        )
+        async with AsyncExitStack() as stack:
+            await stack.enter_async_context(grpc_beside(client, serving, config.host, config.grpc_port))
+            await serve_http(
+                watched.app, config.host, config.http_port, ready, shutdown, drain_limit_s=DRAIN_LIMIT_S
+            )
     finally:
         stopper.cancel()
         await watched.close()

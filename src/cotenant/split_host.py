@@ -49,6 +49,8 @@ class SplitConfig:
     """Address to bind."""
     http_port: int = 8000
     """TCP port; 0: any that is free."""
+    grpc_port: int | None = None
+    """TCP port for gRPC, in the first front end; 0: any that is free; None: no gRPC."""
     n_fronts: int = 1
     """Front-end processes."""
     policy: str = "default"
@@ -107,6 +109,7 @@ class _Server:
         self._settings, self._operator, self._listeners = scenario.server, operator, listeners
         port = listeners[0].getsockname()[1]
         self._url = f"http://{config.host}:{port}"
+        self._grpc_at = None if config.grpc_port is None else (config.host, config.grpc_port)
         server = scenario.server
         arena_bytes = (server.shared_memory_mib or 8 * server.max_body_mib) * MIB
         front = FrontSettings(
@@ -171,7 +174,12 @@ class _Server:
 
     async def _serve(self) -> None:
         await serve_front(
-            self._link, self._front.serve, self._listeners[0], self._listening.set, self._shutdown
+            self._link,
+            self._front.serve,
+            self._listeners[0],
+            self._listening.set,
+            self._shutdown,
+            self._grpc_at,
         )
 
     async def _announce(self) -> None:

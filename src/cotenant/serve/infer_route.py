@@ -18,7 +18,7 @@ from typing import Any
 from cotenant.domain import ModelMetadata, OutcomeKind
 from cotenant.engine_client import EngineClient, Reply
 from cotenant.serve.answering import AnswerTimes
-from cotenant.serve.codec import ModelCodec
+from cotenant.serve.codec import ModelCodec, ModelCodecs
 from cotenant.serve.dataplane import (
     JSON_TYPE,
     UNAVAILABLE,
@@ -106,7 +106,7 @@ class InferRoute:
         self._config = config
         self._on_sent = on_sent
         self._times = AnswerTimes()
-        self._codecs: dict[str, ModelCodec] = {}
+        self._codecs = ModelCodecs()
         self._pool = ThreadPoolExecutor(config.n_json_threads, thread_name_prefix="cotenant-json")
 
     async def __call__(
@@ -176,12 +176,6 @@ class InferRoute:
             ) from None
         return body
 
-    def _codec(self, metadata: ModelMetadata) -> ModelCodec:
-        codec = self._codecs.get(metadata.name)
-        if codec is None or codec.metadata is not metadata:
-            codec = self._codecs[metadata.name] = ModelCodec(metadata)
-        return codec
-
     # --- answering --------------------------------------------------------------------------------
 
     async def _answer(
@@ -193,7 +187,7 @@ class InferRoute:
         call_id: str,
         arrived_at: int,
     ) -> Answer:
-        codec = self._codec(metadata)
+        codec = self._codecs.of(metadata)
         json_bytes = _json_bytes(headers)
         inference: Inference
         if codec.slow_bytes(body, json_bytes) > self._config.large_json_bytes:
