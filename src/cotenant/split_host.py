@@ -29,7 +29,9 @@ from cotenant.remote_link import RemoteLink
 from cotenant.serve.server import bind_several
 from cotenant.stopping import StopSignals
 from cotenant.supervisor import Ended, Program, Supervisor
+from cotenant.telemetry.logs import Logger
 
+_LOG = Logger("server")
 MIB = 1 << 20
 FRONT_STOP_S = 4.0
 """How long a further front end may take to end (s)."""
@@ -92,6 +94,7 @@ async def serve_split(scenario: Scenario, config: SplitConfig, operator: Operato
         if scenario.path.is_file():
             asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, server.reload)
         await server.run(signals)
+        _LOG.info("server.stopped", "stopped")
 
 
 class _Server:
@@ -106,6 +109,7 @@ class _Server:
         engine_socket: socket.socket,
         path: Path,
     ) -> None:
+        self._policy = config.policy
         self._settings, self._operator, self._listeners = scenario.server, operator, listeners
         port = listeners[0].getsockname()[1]
         self._url = f"http://{config.host}:{port}"
@@ -189,12 +193,15 @@ class _Server:
             await front.ready.wait()
         await self._serving.wait()
         self._operator.ready(self._url)
+        n_models = len(self._link.metadata())
+        _LOG.info("server.ready", f"serving {n_models} models", url=self._url, policy=self._policy)
 
     # --- stopping -------------------------------------------------------------------------------------
 
     async def _drain(self, at_once: asyncio.Task[bool]) -> None:
         """Have the engine refuse what arrives, and wait until what was admitted has ended."""
         notify(STOPPING)
+        _LOG.info("server.draining", "told to stop: what was admitted is answered first")
         if self._engine.ready.is_set():
             self._engine.send(control.Drain(self._settings.drain_s))
             await _first(
