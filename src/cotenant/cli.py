@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import json
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -79,6 +80,7 @@ def serve(
     if grpc_port is not None:
         raise _fail("--grpc-port: gRPC is not part of this version; use HTTP")
     with _clear_errors():
+        _stop_when_told()
         chosen = make_policy(policy)
         where = places(store)
         scenario = _config(source, slo_ms)
@@ -372,6 +374,22 @@ def _fail(message: str) -> typer.Exit:
     return typer.Exit(2)
 
 
+class _Stopped(BaseException):
+    """SIGTERM came before the server was ready. No Exception, which a model's own code might catch."""
+
+
+def _stop_when_told() -> None:
+    """Until the server is ready and takes signals itself, SIGTERM ends the process and SIGHUP waits for
+    nothing (the file is still being read). To the first process of a container signals without a handler do
+    nothing."""
+
+    def stop(number: int, frame: object) -> None:
+        raise _Stopped
+
+    signal.signal(signal.SIGTERM, stop)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+
+
 @contextmanager
 def _clear_errors() -> Iterator[None]:
     """Expected failures end in one line, not in a traceback."""
@@ -379,6 +397,8 @@ def _clear_errors() -> Iterator[None]:
         yield
     except KeyboardInterrupt:
         raise typer.Exit(130) from None
+    except _Stopped:
+        raise typer.Exit from None
     except (ValueError, OSError) as error:
         raise _fail(str(error)) from None
 
