@@ -182,17 +182,27 @@ class OnnxModels(ConfiguredModels):
         return self.look(self.model(name))
 
     def look(self, model: ModelConfig) -> tuple[ModelMetadata, Path | Loadable]:
+        """What a table of the scenario's file names, and what its users will see of it. Raises ValueError. A
+        Python model is run on its example."""
+        made_of = self.made_of(model)
+        if isinstance(made_of, Path):
+            return inspect(made_of, settings_of(model)), made_of
+        try:
+            return python_metadata(made_of.model, settings_of(model)), made_of
+        except Exception as error:
+            raise self._unusable(model, error) from error
+
+    def made_of(self, model: ModelConfig) -> Path | PythonSource:
         """What a table of the scenario's file names. Raises ValueError."""
-        settings = settings_of(model)
         try:
             python = self._user.find(model.source)
-            if python is not None:
-                return python_metadata(python, settings), PythonSource(python)
-        except Exception as error:
-            reason = str(error) if isinstance(error, ValueError) else describe(error)
-            raise ConfigError(f"{self._scenario.path}: [[model]] {model.name!r} source: {reason}") from error
-        path = locate(model, self._scenario, self._where)
-        return inspect(path, settings), path
+        except ValueError as error:
+            raise self._unusable(model, error) from error
+        return locate(model, self._scenario, self._where) if python is None else PythonSource(python)
+
+    def _unusable(self, model: ModelConfig, error: Exception) -> ConfigError:
+        reason = str(error) if isinstance(error, ValueError) else describe(error)
+        return ConfigError(f"{self._scenario.path}: [[model]] {model.name!r} source: {reason}")
 
     def profiled(
         self, metadata: ModelMetadata, made_of: Path | Loadable, run: Callable[[Variant], int]

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import json
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -18,11 +18,13 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from cotenant import __version__
+from cotenant.cli_check import check
 from cotenant.cli_study import study
 from cotenant.config import ConfigError, Scenario, load_scenario, scenario_from_model
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
 app.add_typer(study, name="study")
+app.command()(check)
 to_stderr = Console(stderr=True, emoji=False)
 to_stdout = Console(emoji=False)
 
@@ -154,6 +156,7 @@ def _serve_in_process(
     from cotenant.telemetry.logs import Logger
 
     log = Logger("server")
+    _stop_when_told()
     make_policy(policy)  # an unknown name should not wait until everything is loaded
     where = places(store)
     with _progress() as told:
@@ -249,35 +252,6 @@ def profile(
             to_stderr.print(f"[yellow]not measured:[/] {escape(reason)}", highlight=False)
         if prepared.failed:
             raise typer.Exit(1)
-
-
-@app.command()
-def check(
-    config: Annotated[Path, typer.Argument(help="CONFIG.toml", metavar="CONFIG.toml")],
-    host: Annotated[str, typer.Option(help="Address that the server will bind.")] = "127.0.0.1",
-    http_port: Annotated[int | None, typer.Option(help="HTTP port: is it free?", min=0, max=65535)] = None,
-    grpc_port: Annotated[int | None, typer.Option(help="gRPC port: is it free?", min=0, max=65535)] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")] = False,
-    store: StoreOption = None,
-) -> None:
-    """Say everything that is wrong with a config and what it names; exit status 1 if anything is."""
-    from cotenant.catalogue import places
-    from cotenant.checking import Address
-    from cotenant.checking import check as check_all
-
-    ports = [port for port in (http_port, grpc_port) if port is not None]
-    scenario, problems = check_all(config, places(store), Address(host=host, ports=ports))
-    names = [] if scenario is None else [model.name for model in scenario.models]
-    if as_json:
-        found = [dataclasses.asdict(problem) for problem in problems]
-        typer.echo(json.dumps({"ok": not problems, "models": names, "problems": found}, indent=1))
-    else:
-        for problem in problems:
-            to_stderr.print(str(problem), highlight=False, markup=False, soft_wrap=True)
-        if not problems:
-            typer.echo(f"{config}: {len(names)} models, nothing wrong")
-    if problems:
-        raise typer.Exit(1)
 
 
 @app.command()
@@ -445,6 +419,22 @@ def _fail(message: str) -> typer.Exit:
     return typer.Exit(2)
 
 
+class _Stopped(BaseException):
+    """SIGTERM came before the server was ready. No Exception, which a model's own code might catch."""
+
+
+def _stop_when_told() -> None:
+    """Until the server is ready and takes signals itself, SIGTERM ends the process and SIGHUP waits for
+    nothing (the file is still being read). To the first process of a container signals without a handler do
+    nothing."""
+
+    def stop(number: int, frame: object) -> None:
+        raise _Stopped
+
+    signal.signal(signal.SIGTERM, stop)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+
+
 @contextmanager
 def _clear_errors() -> Iterator[None]:
     """Expected failures end in one line, not in a traceback."""
@@ -452,6 +442,8 @@ def _clear_errors() -> Iterator[None]:
         yield
     except KeyboardInterrupt:
         raise typer.Exit(130) from None
+    except _Stopped:
+        raise typer.Exit from None
     except (ValueError, OSError) as error:
         raise _fail(str(error)) from None
 

@@ -19,7 +19,7 @@ from msgspec import structs
 
 from cotenant.assemble import Prepared
 from cotenant.catalogue import with_slo
-from cotenant.config import ConfigError, ModelConfig, Scenario, load_scenario
+from cotenant.config import ModelConfig, Scenario, load_scenario
 from cotenant.domain import ModelMetadata
 from cotenant.engine import UNLOADED, Engine
 from cotenant.notify import READY, notify, reloading
@@ -149,7 +149,7 @@ class Reloader:
 
     def _hash(self, table: ModelConfig) -> str:
         try:
-            return self._prepared.runtime.look(table)[1]
+            return self._prepared.runtime.hash(table)
         except ValueError:  # changed once more meanwhile
             return ""
 
@@ -194,21 +194,21 @@ class Served:
 
 def compare(served: Served, new: Scenario, runtime: Runtime) -> Changes:
     """What is to be done. A model that failed to load is tried again; one that somebody unloaded stays so
-    unless its table has changed. Looks at every file; raises ConfigError when one cannot be used."""
+    unless its table has changed. Looks at every file; raises ValueError when one cannot be used."""
     names = {table.name for table in new.models}
     changes = Changes(removed=[name for name in served.tables if name not in names])
     for table in new.models:
         before, name = served.tables.get(table.name), table.name
-        try:
-            metadata, digest = runtime.look(table)
-        except ValueError as error:
-            raise ConfigError(str(error)) from error
+        digest = runtime.hash(table)
         if before is None:
+            runtime.look(table)
             changes.added.append(name)
         elif name not in served.loaded:
             if name not in served.unloaded or _differ(before, table, SERVED_BY):
+                runtime.look(table)
                 changes.added.append(name)
         elif _differ(before, table, SERVED_BY) or digest != served.hashes.get(name, digest):
+            metadata = runtime.look(table)
             fits = metadata is not None and serves_requests_of(metadata, served.loaded[name])
             (changes.replaced if fits else changes.drained).append(name)
         elif _differ(before, table, HOLD_AT_ONCE):

@@ -44,9 +44,13 @@ class Runtime(Protocol):
         """How to look inside a loaded model; None where this runtime cannot."""
         ...
 
-    def look(self, model: ModelConfig) -> tuple[ModelMetadata | None, str]:
-        """What a model would be if it were loaded now, without loading it, and the hash of all that it is
-        made of; None where that shows only when it is loaded. Blocks. Raises ValueError with the reason."""
+    def hash(self, model: ModelConfig) -> str:
+        """The hash of all that a model is made of now. Blocks. Raises ValueError with the reason."""
+        ...
+
+    def look(self, model: ModelConfig) -> ModelMetadata | None:
+        """What a model would be if it were loaded now, without loading it; None where that shows only when it
+        is loaded. Blocks. Raises ValueError with the reason."""
         ...
 
     def reconfigure(self, scenario: Scenario) -> None:
@@ -126,9 +130,11 @@ class OnnxRuntime:
             self._paths[metadata.name] = made_of
         return metadata, self._source.hash(made_of)
 
-    def look(self, model: ModelConfig) -> tuple[ModelMetadata | None, str]:
-        metadata, made_of = self._source.look(model)
-        return metadata, self._source.hash(made_of)
+    def hash(self, model: ModelConfig) -> str:
+        return self._source.hash(self._source.made_of(model))
+
+    def look(self, model: ModelConfig) -> ModelMetadata:
+        return self._source.look(model)[0]
 
     def reconfigure(self, scenario: Scenario) -> None:
         self._source.reconfigure(scenario)

@@ -106,9 +106,11 @@ class TorchRuntime:
         made, settings = self._source.find(model.name)
         return self.executor.load(made, settings), self._source.hash(model)
 
-    def look(self, model: ModelConfig) -> tuple[ModelMetadata | None, str]:
+    def hash(self, model: ModelConfig) -> str:
+        return self._source.hash(model)
+
+    def look(self, model: ModelConfig) -> None:
         """Weights are read only to be served: what it takes and gives shows when it is loaded."""
-        return None, self._source.hash(model)
 
     def reconfigure(self, scenario: Scenario) -> None:
         self._source.reconfigure(scenario)

@@ -18,6 +18,7 @@ from cotenant.config import load_scenario
 from cotenant.domain import NS_PER_MS, OutcomeKind
 from cotenant.engine import Engine
 from cotenant.engine_client import Call, EngineClient, Reply
+from cotenant.experiment.replaying import replay_log
 from cotenant.local_link import LocalLink
 from cotenant.reload import Reloader
 
@@ -69,13 +70,13 @@ class Rig:
 def run(tmp_path: Path, where: Places) -> Callable[..., None]:
     """`run(text, use)` starts an engine on the configuration and awaits `use(rig)`."""
 
-    def start(text: str, use: Callable[[Rig], Awaitable[None]]) -> None:
+    def start(text: str, use: Callable[[Rig], Awaitable[None]], log_path: Path | None = None) -> None:
         path = tmp_path / "server.toml"
         path.write_text(HEAD + text)
         prepared = prepare(load_scenario(path), where)
 
         async def main() -> None:
-            engine = make_engine(prepared)
+            engine = make_engine(prepared, log_path=log_path)
             engine.start()
             told: list[str] = []
             try:
@@ -236,3 +237,43 @@ def test_requests_for_reloads_are_done_one_after_the_other(run: Any) -> None:
         assert rig.slo_ms("moves") == 300
 
     run(STAYS, use)
+
+
+def test_a_reload_sets_nothing_up_that_has_not_changed(run: Any, tmp_path: Path) -> None:
+    async def use(rig: Rig) -> None:
+        before = (tmp_path / "made").read_text()
+        assert (await rig.reload(STAYS.replace("1000", "900") + OWN)).respecified == ["stays"]
+        assert (tmp_path / "made").read_text() == before
+        assert (await rig.ask("own")).outputs["output"][0, 0] == 3.0
+
+    (tmp_path / "own.py").write_text(
+        """
+import numpy as np
+import cotenant
+
+@cotenant.model(slo_ms=1000, max_batch=4, example=np.zeros((1, 16), np.float32))
+class scaled:
+    def setup(self):
+        with open(__file__.replace("own.py", "made"), "a") as file:
+            file.write("x")
+
+    def predict(self, input):
+        return {"output": 3 * input}
+"""
+    )
+    run(STAYS + OWN, use)
+
+
+def test_a_log_of_a_run_with_reloads_replays_to_the_same_actions(run: Any, tmp_path: Path) -> None:
+    async def use(rig: Rig) -> None:
+        for slo in (400, 300, 200):
+            asked = [asyncio.create_task(rig.ask("moves")) for _ in range(8)]
+            await rig.reload(STAYS + MOVES.replace("500", str(slo)))
+            await asyncio.gather(*asked)
+        await rig.reload(MOVES.replace("max_batch = 4", "max_batch = 8"))
+        await rig.ask("moves", rows=8)
+
+    run(STAYS + MOVES, use, tmp_path / "events.log")
+    n_events, _, mismatch = replay_log(tmp_path / "events.log")
+    assert mismatch is None
+    assert n_events > 10

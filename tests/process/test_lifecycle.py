@@ -89,6 +89,21 @@ def test_the_service_manager_is_told_of_every_state(
         assert server.ended() == 0
 
 
+def test_before_it_is_ready_sigterm_ends_it_at_once_and_sighup_does_nothing(
+    serve: Serve, config: Config, tmp_path: Path
+) -> None:
+    (tmp_path / "slow.py").write_text(
+        "import sys, time\nsys.stderr.write('loading\\n')\nsys.stderr.flush()\ntime.sleep(60)\n"
+    )
+    text = '[server]\nallow_code = true\n[[model]]\nname = "slow"\nsource = "slow:model"\n'
+    server = serve(config(text))
+    until(lambda: "loading" in server.stderr, "it loads")
+    server.signal(signal.SIGHUP)
+    server.signal(signal.SIGTERM)
+    assert server.ended() == 0
+    assert "Traceback" not in server.stderr
+
+
 def test_check_is_a_command_that_a_deployment_can_rely_on(config: Config, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "cotenant", "check"]
     good = config(ECHO.format(slo=1000))

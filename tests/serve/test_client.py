@@ -299,6 +299,46 @@ async def several(client: Any, n: int = 4) -> Any:
     return [await client.get("/") for _ in range(n)][-1]
 
 
+def test_a_header_cannot_smuggle_another(recorder: Any, ask: Any) -> None:
+    url = f"http://127.0.0.1:{recorder.server_port}"
+    with pytest.raises(ValueError, match="'x' holds a line break"):
+        ask(url, several, headers={"x": "a\r\nhost: elsewhere"})
+    with pytest.raises(ValueError, match="is no path"):
+        ask(url, lambda client: client.get("/ HTTP/1.1\r\nhost: elsewhere"))
+
+
+@pytest.mark.parametrize(
+    ("answer", "error"),
+    [
+        (b"what?\r\n\r\n", "the answer is not HTTP"),
+        (b"HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\ncut", "closed the connection"),
+        (b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}", None),
+        (b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n\r\n", None),
+    ],
+    ids=["no HTTP", "cut short", "informational", "chunked"],
+)
+def test_whatever_comes_is_an_answer_or_unavailable(ask: Any, answer: bytes, error: str | None) -> None:
+    def talk() -> None:
+        peer, _ = listener.accept()
+        with peer:
+            peer.recv(65536)
+            peer.sendall(answer)
+
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        thread = threading.Thread(target=talk)
+        thread.start()
+        use = lambda client: client.get("/")  # noqa: E731
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        if error is None:
+            assert ask(url, use) == {}
+        else:
+            with pytest.raises(cotenant.Unavailable, match=error):
+                ask(url, use)
+        thread.join()
+
+
 def test_connections_are_reused_and_headers_go_along(recorder: Any, ask: Any) -> None:
     url = f"http://127.0.0.1:{recorder.server_port}"
     found = ask(url, several, headers={"authorization": "Bearer secret"})

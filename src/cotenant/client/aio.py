@@ -8,9 +8,8 @@ import ssl
 from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
-import httptools
-
 from cotenant.client.errors import ServerError, Unavailable
+from cotenant.client.http1 import AnswerParser, request_bytes
 from cotenant.client.wire import Deadline, Reply, Result, Server, decode, encode, error_of, infer_path
 
 
@@ -19,18 +18,15 @@ class _Connection(asyncio.Protocol):
 
     def __init__(self) -> None:
         self._transport: asyncio.Transport | None = None
-        self._parser: Any = None
+        self._parser: AnswerParser | None = None
         self._answer: asyncio.Future[Reply] | None = None
-        self._headers: dict[str, str] = {}
-        self._body: list[bytes] = []
         self.reusable = True
 
     def ask(self, request: bytes) -> asyncio.Future[Reply]:
         """Send a request; the future fails with ConnectionError when the connection breaks."""
         assert self._transport is not None
         self._answer = asyncio.get_running_loop().create_future()
-        self._headers, self._body = {}, []
-        self._parser = httptools.HttpResponseParser(self)
+        self._parser = AnswerParser()
         self._transport.write(request)
         return self._answer
 
@@ -40,35 +36,27 @@ class _Connection(asyncio.Protocol):
         if self._transport is not None:
             self._transport.close()
 
-    # --- asyncio --------------------------------------------------------------------------------------
-
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
         self._transport = transport
 
     def data_received(self, data: bytes) -> None:
+        parser = self._parser
+        if parser is None:  # nothing was asked
+            return self.close()
         try:
-            if self._parser is not None:
-                self._parser.feed_data(data)
-        except httptools.HttpParserError as error:
-            self._end(ConnectionError(f"the answer is not HTTP: {error}"))
-            self.close()
+            reply = parser.feed(data)
+        except ConnectionError as error:
+            self._end(error)
+            return self.close()
+        if reply is not None:
+            self._parser = None
+            self.reusable = self.reusable and parser.reusable
+            self._end(reply)
 
     def connection_lost(self, error: Exception | None) -> None:
         self.reusable = False
         self._end(ConnectionResetError("the server closed the connection"))
-
-    # --- httptools ------------------------------------------------------------------------------------
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        self._headers[name.decode("latin-1").lower()] = value.decode("latin-1")
-
-    def on_body(self, data: bytes) -> None:
-        self._body.append(data)
-
-    def on_message_complete(self) -> None:
-        self.reusable = self.reusable and self._parser.should_keep_alive()
-        self._end(Reply(self._parser.get_status_code(), self._headers, b"".join(self._body)))
 
     def _end(self, outcome: Reply | Exception) -> None:
         answer, self._answer = self._answer, None
@@ -165,7 +153,7 @@ class AsyncClient:
                     connection = connection or await self._open()
                     try:
                         sent = {**self._headers, **headers, **deadline.headers()}
-                        return await self._exchange(connection, self._request(method, path, body, sent))
+                        return await self._exchange(connection, method, path, sent, body)
                     except ConnectionError:
                         if not reused:
                             raise
@@ -175,9 +163,11 @@ class AsyncClient:
             what = f"{self._server.authority} cannot be asked: {str(error) or type(error).__name__}"
             raise Unavailable(what) from error
 
-    async def _exchange(self, connection: _Connection, request: bytes) -> Reply:
+    async def _exchange(
+        self, connection: _Connection, method: str, path: str, headers: Mapping[str, str], body: bytes
+    ) -> Reply:
         try:
-            reply = await connection.ask(request)
+            reply = await connection.ask(request_bytes(self._server, method, path, headers, body))
         except BaseException:
             connection.close()
             raise
@@ -199,11 +189,3 @@ class AsyncClient:
             _Connection, self._server.host, self._server.port, ssl=self._ssl
         )
         return connection
-
-    def _request(self, method: str, path: str, body: bytes, headers: Mapping[str, str]) -> bytes:
-        lines = [f"{method} {self._server.base}{path} HTTP/1.1", f"host: {self._server.authority}"]
-        for name, value in {**headers, "content-length": str(len(body))}.items():
-            if "\r" in value or "\n" in value:
-                raise ValueError(f"header {name!r} holds a line break")
-            lines.append(f"{name}: {value}")
-        return "\r\n".join((*lines, "", "")).encode("latin-1") + body

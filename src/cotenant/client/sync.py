@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-import http.client
 import json
+import socket
 import ssl
 import threading
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any, Self
 
 from cotenant import clock
 from cotenant.client.errors import ServerError, Unavailable
+from cotenant.client.http1 import AnswerParser, request_bytes
 from cotenant.client.wire import Deadline, Reply, Result, Server, decode, encode, error_of, infer_path
+
+RECEIVED_BYTES = 1 << 18
 
 
 class Client:
@@ -32,9 +35,9 @@ class Client:
         self._server = Server.at(url)
         self._timeout_s = timeout_s
         self._headers = dict(headers or {})
-        self._ssl = ssl_context
+        self._ssl = (ssl_context or ssl.create_default_context()) if self._server.tls else None
         self._lock = threading.Lock()
-        self._idle: list[http.client.HTTPConnection] = []
+        self._idle: list[socket.socket] = []
 
     def infer(
         self,
@@ -58,8 +61,8 @@ class Client:
         headers, body = encode(inputs, outputs, {"priority": priority} if priority else {})
         while True:
             try:
-                sent = {**headers, **deadline.headers()}
-                return decode(self._ask("POST", infer_path(model, version), body, sent, deadline), deadline)
+                path = infer_path(model, version)
+                return decode(self._ask("POST", path, body, headers, deadline), deadline)
             except ServerError as error:
                 pause_s = deadline.pause_s(error) if retry else None
                 if pause_s is None:
@@ -68,7 +71,7 @@ class Client:
 
     def get(self, path: str) -> Any:
         """A JSON document, `/v2/models` for instance. Raises as `infer` does."""
-        reply = self._ask("GET", path, None, {}, Deadline(None, self._timeout_s))
+        reply = self._ask("GET", path, b"", {}, Deadline(None, self._timeout_s))
         if reply.status != 200:
             raise error_of(reply)
         return json.loads(reply.body)
@@ -97,56 +100,63 @@ class Client:
     # --- connections --------------------------------------------------------------------------------------
 
     def _ask(
-        self, method: str, path: str, body: bytes | None, headers: Mapping[str, str], deadline: Deadline
+        self, method: str, path: str, body: bytes, headers: Mapping[str, str], deadline: Deadline
     ) -> Reply:
         """An answer. A kept connection that the server closed meanwhile is replaced, once for each."""
         while True:
             with self._lock:
-                connection = self._idle.pop() if self._idle else None
-            reused = connection is not None
-            connection = connection or self._new_connection()
+                kept = self._idle.pop() if self._idle else None
             try:
-                return self._exchange(connection, method, path, body, headers, deadline)
+                connection = kept or self._open(deadline)
+                with closing_on_error(connection):
+                    sent = {**self._headers, **headers, **deadline.headers()}
+                    request = request_bytes(self._server, method, path, sent, body)
+                    return self._exchange(connection, request, deadline)
             except TimeoutError:
-                connection.close()
                 raise Unavailable(f"no answer within {self._timeout_s:g} s") from None
-            except (OSError, http.client.HTTPException) as error:
-                connection.close()
-                if reused and isinstance(error, ConnectionError | http.client.BadStatusLine):
+            except OSError as error:
+                if kept is not None and isinstance(error, ConnectionError):
                     continue
                 what = f"{self._server.authority} cannot be asked: {str(error) or type(error).__name__}"
                 raise Unavailable(what) from error
 
-    def _exchange(
-        self,
-        connection: http.client.HTTPConnection,
-        method: str,
-        path: str,
-        body: bytes | None,
-        headers: Mapping[str, str],
-        deadline: Deadline,
-    ) -> Reply:
-        connection.timeout = deadline.left_s()
-        if connection.sock is not None:
-            connection.sock.settimeout(connection.timeout)
-        connection.request(method, self._server.base + path, body, {**self._headers, **headers})
-        answer = connection.getresponse()
-        found = Reply(
-            answer.status, {name.lower(): value for name, value in answer.getheaders()}, answer.read()
-        )
-        if answer.will_close:
-            connection.close()
-        else:
+    def _exchange(self, connection: socket.socket, request: bytes, deadline: Deadline) -> Reply:
+        """Send, and read to the end of the answer; the connection is kept if it may be."""
+        connection.settimeout(deadline.left_s())
+        connection.sendall(request)
+        parser, reply = AnswerParser(), None
+        while reply is None:
+            connection.settimeout(deadline.left_s())
+            data = connection.recv(RECEIVED_BYTES)
+            if not data:
+                raise ConnectionResetError("the server closed the connection")
+            reply = parser.feed(data)
+        if parser.reusable:
             with self._lock:
                 self._idle.append(connection)
-        return found
+        else:
+            connection.close()
+        return reply
 
-    def _new_connection(self) -> http.client.HTTPConnection:
-        server = self._server
-        if server.tls:
-            return http.client.HTTPSConnection(server.host, server.port, context=self._ssl)
-        return http.client.HTTPConnection(server.host, server.port)
+    def _open(self, deadline: Deadline) -> socket.socket:
+        address = (self._server.host, self._server.port)
+        connection = socket.create_connection(address, deadline.left_s())
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if self._ssl is None:
+            return connection
+        with closing_on_error(connection):
+            return self._ssl.wrap_socket(connection, server_hostname=self._server.host)
 
     def __del__(self) -> None:
         with suppress(Exception):
             self.close()
+
+
+@contextmanager
+def closing_on_error(connection: socket.socket) -> Iterator[None]:
+    """A connection on which something went wrong is of no use any more."""
+    try:
+        yield
+    except BaseException:
+        connection.close()
+        raise
