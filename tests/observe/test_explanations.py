@@ -92,6 +92,25 @@ def test_a_refusal_says_when_it_would_have_ended() -> None:
     assert told.sentence == ("refused after 0.0 ms, it would have ended after 20 ms, 15 ms past its deadline")
 
 
+def test_a_refusal_names_what_was_in_flight() -> None:
+    tight = spec("tight", 25.0)
+    before, probe, request = asked(tight, 0.0), asked(tight, 1.0, 1), asked(tight, 2.0, 2)
+    journal, _ = played("deferred_edf", {tight: 20.0}, [before, probe, request])
+    told = journal.explain(request.id)
+    assert told.outcome == "rejected"
+    assert told.in_flight == ["tight[1]"]
+    assert told.sentence.endswith("in flight: tight[1]")
+
+
+def test_a_run_beside_thousands_tells_of_the_longest() -> None:
+    long, short = spec("long", None, job_class=BEST_EFFORT), spec("short", 100.0)
+    requests = [asked(long, 0.0), *(asked(short, 1.0 + n * 2.0, 1 + n) for n in range(900))]
+    journal, _ = played("k_edf", {long: 2000.0, short: 1.0}, requests, n_lanes=2)
+    told = journal.explain(requests[0].id)
+    assert told.n_corunners == 900
+    assert len(told.corunners) == 64
+
+
 def test_a_failure_keeps_its_details_from_clients() -> None:
     def script(profiles):
         return FakeScript(durations=lambda _: 10 * MS, raises=lambda _: "weights at /secret/place are gone")

@@ -124,6 +124,11 @@ class Explanation(Struct, frozen=True, kw_only=True):
     """Measured span of its variant with nobody beside it."""
     slowdown: float | None = None
     corunners: list[CoRunner] = []
+    """The longest of them, at most 64 ..."""
+    n_corunners: int | None = None
+    """... of so many."""
+    in_flight: list[str] = []
+    """Variants in flight when it was refused."""
     parts: list[Part] = []
 
 
@@ -167,10 +172,12 @@ def _refusal(told: Explanation) -> str:
     if told.predicted_ms is None or told.deadline_ms is None:
         return told.reason
     late = told.predicted_ms - told.deadline_ms
-    when = f"it would have ended after {shown(told.predicted_ms)}"
+    text = f"it would have ended after {shown(told.predicted_ms)}"
     if late > 0:
-        return f"{when}, {shown(late)} past its deadline"
-    return f"{when}, but {told.reason.partition(': ')[2] or told.reason}"
+        text += f", {shown(late)} past its deadline"
+    else:
+        text += f", but {told.reason.partition(': ')[2] or told.reason}"
+    return f"{text}; in flight: {', '.join(told.in_flight[:4])}" if told.in_flight else text
 
 
 def _causes(told: Explanation) -> list[str]:
