@@ -12,10 +12,12 @@ import asyncio
 import gc
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
 from cotenant.clock import Clock, wall_time_s
+from cotenant.cores import yield_to_others
 from cotenant.domain import (
     NS_PER_MS,
     NS_PER_S,
@@ -124,7 +126,7 @@ class Engine:
         told_slow: Sequence[Sink] = (),
     ) -> None:
         """`failed`: configured models that could not be loaded, with the reason; `told_slow` are given
-        explanations of sampled slow requests, on the loop."""
+        explanations of sampled slow requests, on a thread of their own."""
         self.scheduler = scheduler
         self.models: dict[str, ModelMetadata] = dict(metadata)
         self.states = dict.fromkeys(metadata, READY) | {
@@ -139,6 +141,7 @@ class Engine:
         self._payloads: dict[str, Tensors] = {}
         self._results: dict[str, Tensors] = {}
         self._reports = Reports(clock.now)
+        self._explaining = ThreadPoolExecutor(1, "cotenant-explain", yield_to_others)
         self._journal = Journal(
             n_lanes=len(executor.lanes),
             solo=scheduler.view.predictor.prior,
@@ -146,6 +149,7 @@ class Engine:
             wall_s=wall_time_s,
             timers=LoopTimers(clock),
             sinks=[self._reports.slow, *told_slow],
+            elsewhere=lambda work: self._explaining.submit(work).add_done_callback(self._reports.joined),
         )
         self._waiting: dict[tuple[str, str], list[Callable[[str | None], None]]] = {}
         self._timer: asyncio.TimerHandle | None = None
@@ -201,6 +205,7 @@ class Engine:
         gc.unfreeze()
         self.catch_up()
         self._journal.close()
+        self._explaining.shutdown()
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -449,11 +454,9 @@ class Engine:
             )
 
 
-def _n_before(queue: Iterable[Request], call_id: str) -> int:
-    """How many requests wait before this one."""
-    n = 0
-    for request in queue:
+def _n_before(queue: Iterable[Request], call_id: str) -> int | None:
+    """How many requests wait before this one; None when it does not wait there."""
+    for n, request in enumerate(queue):
         if request.id == call_id:
-            break
-        n += 1
-    return n
+            return n
+    return None

@@ -74,7 +74,7 @@ def test_a_request_that_has_not_ended_is_said_to_wait_or_to_run(with_engine: Cal
         assert first["sentence"].startswith("still runs: ")
         assert first["predicted"]
         assert (last["state"], last["outcome"]) == ("waiting", None)
-        assert "3 requests of echo before it" in last["sentence"]
+        assert "3 of echo before it" in last["sentence"]
         await asyncio.gather(*tasks)
         told = await client.explain(calls[-1].id)
         assert told is not None

@@ -7,7 +7,7 @@ from story import BEST_EFFORT, MS, PROTECTED, asked, played, spec
 
 from cotenant.domain import NS_PER_S, OutcomeKind
 from cotenant.execute.fake import FakeScript
-from cotenant.telemetry.explanation import FORGOTTEN, UNKNOWN
+from cotenant.telemetry.explanation import FORGOTTEN, UNKNOWN, Behind, Explanation, sentence
 from cotenant.telemetry.joining import to_json
 
 RESNET = spec("resnet18", 60.0)
@@ -90,6 +90,25 @@ def test_a_refusal_says_when_it_would_have_ended() -> None:
     assert told.outcome == "rejected"
     assert told.predicted_ms == 20.0
     assert told.sentence == ("refused after 0.0 ms, it would have ended after 20 ms, 15 ms past its deadline")
+
+
+def test_a_refusal_names_what_was_in_flight() -> None:
+    tight = spec("tight", 25.0)
+    before, probe, request = asked(tight, 0.0), asked(tight, 1.0, 1), asked(tight, 2.0, 2)
+    journal, _ = played("deferred_edf", {tight: 20.0}, [before, probe, request])
+    told = journal.explain(request.id)
+    assert told.outcome == "rejected"
+    assert told.in_flight == ["tight[1]"]
+    assert told.sentence.endswith("(in flight: tight[1])")
+
+
+def test_a_run_beside_thousands_tells_of_the_longest() -> None:
+    long, short = spec("long", None, job_class=BEST_EFFORT), spec("short", 100.0)
+    requests = [asked(long, 0.0), *(asked(short, 1.0 + n * 2.0, 1 + n) for n in range(900))]
+    journal, _ = played("k_edf", {long: 2000.0, short: 1.0}, requests, n_lanes=2)
+    told = journal.explain(requests[0].id)
+    assert told.n_corunners == 900
+    assert len(told.corunners) == 64
 
 
 def test_a_failure_keeps_its_details_from_clients() -> None:
@@ -188,3 +207,57 @@ def test_slow_requests_are_kept_longer_and_told_to_sinks_at_a_bounded_rate() -> 
     assert len(refused) > 2000
     assert 3 <= len(told) <= 5 + seconds + 1
     assert journal.explain(told[0].id).outcome == "rejected"
+
+
+# --- sentences --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("told", "expected"),
+    [
+        (
+            Explanation(id="1", outcome="ok", ended_ms=45.0, answer_ms=10.0, deadline_ms=50.0, run_ms=45.0),
+            "answered after 55 ms, 5.0 ms past its deadline although its run had ended in time: "
+            "ran 45 ms, alone; took 10 ms more to answer",
+        ),
+        (
+            Explanation(id="1", outcome="ok", ended_ms=1500.0, run_ms=20.0, read_ms=1480.0),
+            "answered after 1.5 s: took 1.5 s to arrive in full; ran 20 ms, alone",
+        ),
+        (
+            Explanation(
+                id="1",
+                outcome="expired",
+                reason="deadline passed: while it waited",
+                ended_ms=9.0,
+                queue_ms=9.0,
+                lanes_busy_ms=2.0,
+                apart_ms=7.0,
+                behind=[
+                    Behind(model=name, runs=n, rows=n, ms=1.0) for name, n in (("a", 1), ("b", 2), ("c", 3))
+                ],
+            ),
+            "given up after 9.0 ms, deadline passed, while it waited: "
+            "waited 9.0 ms behind 1 batch of a, 2 batches of b and 3 batches of others "
+            "although a lane was free",
+        ),
+        (
+            Explanation(
+                id="1",
+                outcome="ok",
+                ended_ms=30.0,
+                run_ms=10.0,
+                queue_ms=20.0,
+                batch_wait_ms=20.0,
+                batch_requests=4,
+            ),
+            "answered after 30 ms: waited 20 ms for a larger batch; ran 10 ms, alone",
+        ),
+        (
+            Explanation(id="1", outcome="cancelled", reason="cancelled by the client", ended_ms=3.0),
+            "ended after 3.0 ms, cancelled by the client",
+        ),
+    ],
+)
+def test_the_sentence_names_what_took_most_first(told: Explanation, expected: str) -> None:
+    assert sentence(told) == expected

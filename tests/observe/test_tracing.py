@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
+import http.server
+import json
 import os
+import queue
 import shutil
 import subprocess
 import sys
+import threading
+import urllib.request
 from pathlib import Path
 
 import pytest
@@ -18,6 +24,7 @@ ROOT = Path(__file__).resolve().parents[2]
 REQUIREMENTS = ROOT / "requirements" / "otel.txt"
 FOLDER = ROOT / ".venv-otel"
 REQUIRED = "COTENANT_REQUIRE_OTEL"
+TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
 CHECK = Path(__file__).with_name("otel_check.py")
 
 
@@ -142,3 +149,70 @@ def test_an_exporter_that_cannot_be_had_is_named(
     with_otel: dict[str, str], more: dict[str, str], word: str
 ) -> None:
     assert word in run(["-c", OPEN], {**with_otel, **more}).stdout
+
+
+# --- to a collector ---------------------------------------------------------------------------------------
+
+
+class Collector:
+    """Takes what is exported over OTLP/HTTP."""
+
+    def __init__(self) -> None:
+        bodies = self.bodies = queue.Queue[bytes]()
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                body = self.rfile.read(int(self.headers["content-length"]))
+                if self.path == "/v1/traces":
+                    bodies.put(gzip.decompress(body) if self.headers["content-encoding"] == "gzip" else body)
+                self.send_response(200)
+                self.send_header("content-length", "0")
+                self.end_headers()
+
+            def log_message(self, *_: object) -> None: ...
+
+        self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.address = f"http://127.0.0.1:{self._server.server_port}"
+        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+
+    def close(self) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+
+
+def test_a_server_exports_to_the_collector_that_the_variables_name(
+    with_otel: dict[str, str], tmp_path: Path
+) -> None:
+    collector = Collector()
+    (tmp_path / "server.toml").write_text('[[model]]\nname = "echo"\nsource = "zoo:echo"\nslo_ms = 1000\n')
+    command = ["-m", "cotenant", "serve", str(tmp_path / "server.toml"), "--http-port", "0"]
+    server = subprocess.Popen(
+        [sys.executable, *command, "--store", str(tmp_path / "store")],
+        env={**with_otel, "OTEL_EXPORTER_OTLP_ENDPOINT": collector.address},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    too_slow = threading.Timer(60.0, server.kill)
+    too_slow.start()
+    try:
+        assert server.stdout is not None
+        address = server.stdout.readline().strip().removeprefix("ready ")
+        tensor = {"name": "input", "shape": [1, 16], "datatype": "FP32", "data": [0.5] * 16}
+        request = urllib.request.Request(
+            f"{address}/v2/models/echo/infer",
+            json.dumps({"inputs": [tensor]}).encode(),
+            {"traceparent": f"00-{TRACE}-00f067aa0ba902b7-01"},
+        )
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            assert answer.headers["traceparent"].startswith(f"00-{TRACE}-")
+        server.terminate()
+        assert server.wait(30) == 0
+    finally:
+        too_slow.cancel()
+        server.kill()
+        server.communicate()
+        collector.close()
+    exported = collector.bodies.get(timeout=10)
+    assert bytes.fromhex(TRACE) in exported
+    for word in (b"infer echo", b"queue", b"run", b"cotenant.slowdown", b"service.name"):
+        assert word in exported

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from cotenant.telemetry.explanation import ENDED, Explanation, shown
+from cotenant.telemetry.explanation import ENDED, Explanation, counted, shown
 from cotenant.telemetry.slow_store import find_slow
 
 NOT_FOUND = 404
@@ -96,7 +96,7 @@ def _spans(told: Explanation) -> Iterator[tuple[str, float | None, float]]:
         parts = (
             ("  every lane taken", told.lanes_busy_ms),
             ("  kept apart from what ran", told.apart_ms),
-            ("  for a larger batch", told.batch_wait_ms),
+            ("  with every lane free", told.batch_wait_ms),
         )
         for name, ms in parts:
             if ms:
@@ -134,7 +134,8 @@ def _predictions(told: Explanation) -> Table:
 def _show_decision(console: Console, told: Explanation) -> None:
     decision = told.decision
     assert decision is not None
-    batch = f"{told.variant}, {told.batch_rows} rows of {told.batch_requests} requests, lane {told.lane}"
+    held = f"{counted(told.batch_rows, 'row')} of {counted(told.batch_requests or 0, 'request')}"
+    batch = f"{told.variant}, {held}, lane {told.lane}"
     beside = f", beside {', '.join(decision.beside)}" if decision.beside else ""
     console.print(f"dispatched {escape(f'{batch}: {decision.why}{beside}')}", soft_wrap=True)
     for other in decision.alternatives:

@@ -32,6 +32,7 @@ from cotenant.serve.dataplane import (
 from cotenant.serve.errors import BadRequest
 from cotenant.serve.oip import Encoded, Inference
 from cotenant.serve.settings import ServeConfig
+from cotenant.telemetry.logs import Logger
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -49,6 +50,7 @@ _READ_HEADERS = frozenset(
         b"x-request-timeout-seconds",
     )
 )
+_LOG = Logger("http")
 REQUEST_ID = "cotenant.request_id"
 """Key of the scope under which an application around this one may have put the request's id."""
 _LATE = (b"x-cotenant-outcome", b"late")
@@ -129,6 +131,9 @@ class InferRoute:
             # uvicorn cancels what outlives the drain limit; nothing awaits this task but the client
             answer = error_answer(503, f"{UNAVAILABLE}: the server is shutting down")
         except Exception:
+            _LOG.error(
+                "http.internal_error", "the request could not be served", request_id=call_id, model=model
+            )
             await _send(send, error_answer(500, "internal error"), call_id)
             raise
         await _send(send, answer, call_id)

@@ -98,7 +98,7 @@ class Explanation(Struct, frozen=True, kw_only=True):
     queue_ms: float | None = None
     """From then until its batch was dispatched, or until it ended without one."""
     batch_wait_ms: float | None = None
-    """The part of it with nothing running: held back for a larger batch."""
+    """The part of it with nothing running: held back for a larger batch, or nobody had time to decide."""
     apart_ms: float | None = None
     """The part with a lane free beside what ran: kept apart from it."""
     lanes_busy_ms: float | None = None
@@ -124,6 +124,11 @@ class Explanation(Struct, frozen=True, kw_only=True):
     """Measured span of its variant with nobody beside it."""
     slowdown: float | None = None
     corunners: list[CoRunner] = []
+    """The longest of them, at most 64 ..."""
+    n_corunners: int | None = None
+    """... of so many."""
+    in_flight: list[str] = []
+    """Variants in flight when it was refused."""
     parts: list[Part] = []
 
 
@@ -149,8 +154,7 @@ def _verdict(told: Explanation) -> str:
     spare = None if deadline is None else deadline - ended
     match told.outcome:
         case "ok":
-            left = "" if spare is None else f", {shown(spare)} before its deadline"
-            return f"answered after {shown(ended)}{left}"
+            return _answered(ended + (told.answer_ms or 0.0), deadline)
         case "late":
             return f"late by {shown(-(spare or 0.0))}"
         case "rejected":
@@ -163,14 +167,25 @@ def _verdict(told: Explanation) -> str:
             return f"failed after {shown(ended)}, {told.reason.replace(': ', ', ')}"
 
 
+def _answered(sent: float, deadline: float | None) -> str:
+    text = f"answered after {shown(sent)}"
+    if deadline is None:
+        return text
+    if sent <= deadline:
+        return f"{text}, {shown(deadline - sent)} before its deadline"
+    return f"{text}, {shown(sent - deadline)} past its deadline although its run had ended in time"
+
+
 def _refusal(told: Explanation) -> str:
     if told.predicted_ms is None or told.deadline_ms is None:
         return told.reason
     late = told.predicted_ms - told.deadline_ms
-    when = f"it would have ended after {shown(told.predicted_ms)}"
+    text = f"it would have ended after {shown(told.predicted_ms)}"
     if late > 0:
-        return f"{when}, {shown(late)} past its deadline"
-    return f"{when}, but {told.reason.partition(': ')[2] or told.reason}"
+        text += f", {shown(late)} past its deadline"
+    else:
+        text += f", but {told.reason.partition(': ')[2] or told.reason}"
+    return f"{text} (in flight: {', '.join(told.in_flight[:4])})" if told.in_flight else text
 
 
 def _causes(told: Explanation) -> list[str]:
@@ -194,19 +209,24 @@ def _causes(told: Explanation) -> list[str]:
 def _waited_for(told: Explanation) -> str:
     parts = (told.batch_wait_ms or 0.0, told.apart_ms or 0.0, told.lanes_busy_ms or 0.0)
     if parts[0] > sum(parts) / 2:
-        return " for a larger batch"
+        return " for a larger batch" if (told.batch_requests or 0) > 1 else " with every lane free"
     if not told.behind:
         return ""
-    names = [f"{batches(one.runs)} of {one.model}" for one in told.behind[:2]]
+    names = [f"{counted(one.runs, 'batch')} of {one.model}" for one in told.behind[:2]]
     if len(told.behind) > 2:
-        names.append(f"{batches(sum(one.runs for one in told.behind[2:]))} of others")
+        names.append(f"{counted(sum(one.runs for one in told.behind[2:]), 'batch')} of others")
     apart = " although a lane was free" if parts[1] > parts[2] else ""
-    return f" behind {' and '.join(names)}{apart}"
+    return f" behind {listed(names)}{apart}"
 
 
-def batches(n: int) -> str:
+def listed(names: list[str]) -> str:
+    """`a`, `a and b`, `a, b and c`."""
+    return " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
+
+
+def counted(n: int, noun: str) -> str:
     """`1 batch`, `2 batches`."""
-    return "1 batch" if n == 1 else f"{n} batches"
+    return f"{n} {noun}" if n == 1 else f"{n} {noun}{'es' if noun.endswith('ch') else 's'}"
 
 
 def _ran(told: Explanation) -> str:

@@ -68,9 +68,10 @@ def explained(outcome: Outcome, taken_at: int, answer_ns: int | None, known: Kno
 
 
 def in_progress(
-    request: Request, taken_at: int, dispatch: Dispatch | None, n_ahead: int, known: Known
+    request: Request, taken_at: int, dispatch: Dispatch | None, n_ahead: int | None, known: Known
 ) -> Explanation:
-    """Of a request that has not ended: it waits behind `n_ahead` others of its model, or runs."""
+    """Of a request that has not ended: it waits behind `n_ahead` others of its model, or runs, or has been
+    stopped (`n_ahead` None)."""
     told = _of_request(request, known)
     until = known.now if dispatch is None else dispatch.decided_at
     told = structs.replace(told, **_waits(request, taken_at, until, known))
@@ -81,7 +82,8 @@ def in_progress(
         text = f"still runs: {so_far} since it arrived, its end predicted after {ends}"
         return structs.replace(told, state=RUNNING, sentence=text)
     left = "" if told.deadline_ms is None else f", its deadline {shown(told.deadline_ms)} after its arrival"
-    text = f"still waits: {so_far} since it arrived{left}, {n_ahead} requests of {request.model} before it"
+    before = "stopped at a segment boundary" if n_ahead is None else f"{n_ahead} of {request.model} before it"
+    text = f"still waits: {so_far} since it arrived{left}, {before}"
     return structs.replace(told, state=WAITING, sentence=text)
 
 
@@ -107,8 +109,10 @@ def _outline(outcome: Outcome, taken_at: int, known: Known) -> Explanation:
     parts = _parts(outcome, known)
     if parts:
         until = parts[0].decided_at
+    refused = outcome.kind is OutcomeKind.REJECTED
     return structs.replace(
         _of_request(request, known),
+        in_flight=_in_flight(outcome.ended_at, known) if refused else [],
         outcome=outcome.kind.value,
         reason=outcome.reason,
         dispatched_ms=_since(began_at, outcome.dispatched_at),
@@ -147,6 +151,17 @@ def _busy(since: int, known: Known) -> Iterable[Busy]:
             return
         began_at = run.started_at if run.staged else run.decided_at
         yield Busy(run.lane, began_at, run.ended_at, run.variant.model, run.rows)
+
+
+def _in_flight(at: int, known: Known) -> list[str]:
+    """Variants that ran or were staged at an instant."""
+    dispatches = [one.variant.label for one in known.in_flight.values() if one.decided_at <= at]
+    for run in reversed(known.in_order):
+        if run.ended_at < at - SLACK_NS:
+            break
+        if run.decided_at <= at < run.ended_at:
+            dispatches.append(run.variant.label)
+    return sorted(dispatches)
 
 
 SLACK_NS = 50 * NS_PER_MS
@@ -194,6 +209,7 @@ def _with_runs(told: Explanation, arrived_at: int, parts: list[Run], known: Know
         solo_ms=None if solo_ns is None else _ms(solo_ns),
         slowdown=round(run_ns / solo_ns, 3) if solo_ns and whole else None,
         corunners=_corunners(parts, run_ns, known),
+        n_corunners=sum(part.n_corunners for part in parts),
         parts=[_part(part, arrived_at) for part in parts] if len(parts) > 1 else [],
     )
 

@@ -1,8 +1,8 @@
 """Remembers how recent requests went, and a sample of the slow ones for longer.
 
 How this works. The deciding thread only puts references into bounded tables: what was dispatched, what ended,
-what was observed. They are joined by dispatch id when somebody asks, or, for slow requests, a moment later on
-a timer. So a request that nobody asks about costs a few dictionary entries.
+what was observed. They are joined by dispatch id when somebody asks; those of slow requests are copied a
+moment later and joined elsewhere. So a request that nobody asks about costs a few dictionary entries.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
 
 import msgspec
+from msgspec import structs
 
 from cotenant.domain import NS_PER_MS, NS_PER_S, Dispatch, Observation, Outcome, OutcomeKind, Request, Variant
 from cotenant.ports import Timers
@@ -38,7 +39,8 @@ class Journal:
     """One per engine; every method is called on the deciding thread and none blocks.
 
     `solo`: measured span (ns) of a variant, KeyError when it is unknown. `sinks` are told every slow request
-    that is sampled, a moment after it has ended; without `timers` none is."""
+    that is sampled, a moment after it has ended; without `timers` none is. `elsewhere` runs what takes long,
+    sinks included, on one other thread; without it that is done at once."""
 
     def __init__(
         self,
@@ -49,11 +51,13 @@ class Journal:
         wall_s: Callable[[], float],
         timers: Timers | None = None,
         sinks: Sequence[Sink] = (),
+        elsewhere: Callable[[Callable[[], None]], object] = lambda work: work(),
         sampler: SlowSampler | None = None,
         recent: int = RECENT,
     ) -> None:
         self._n_lanes, self._solo, self._now, self._wall_s = n_lanes, solo, now, wall_s
         self._timers, self._sinks = timers, tuple(sinks)
+        self._elsewhere = elsewhere
         self._sampler = sampler or SlowSampler()
         self._began_at = now()
         self._n_recent = recent
@@ -86,7 +90,7 @@ class Journal:
         if self._sampler.takes(outcome) and self._timers is not None:
             self._due.append((outcome, taken_at))
             if self._call_off is None:
-                self._call_off = self._timers.call_at(self._now() + SETTLED_NS, self._explain_slow)
+                self._call_off = self._timers.call_at(self._now() + SETTLED_NS, self._look_into_slow)
 
     def answered(self, call_id: str, span_ns: int) -> None:
         """The answer was sent so long (ns) after the run had ended."""
@@ -119,16 +123,17 @@ class Journal:
         return self._nothing(call_id)
 
     def unfinished(
-        self, request: Request, taken_at: int, dispatch: Dispatch | None, n_ahead: int
+        self, request: Request, taken_at: int, dispatch: Dispatch | None, n_ahead: int | None
     ) -> Explanation:
-        """Of a request that waits behind `n_ahead` others of its model, or runs in `dispatch`."""
+        """Of a request that waits behind `n_ahead` of its model, runs in `dispatch`, or has been stopped."""
         return in_progress(request, taken_at, dispatch, n_ahead, self._known())
 
     def close(self) -> None:
-        """Explain the slow requests that are left. Idempotent."""
+        """Have the slow requests explained that are left; none is from now on. Idempotent."""
+        self._timers = None
         if self._call_off is not None:
             self._call_off()
-            self._explain_slow()
+            self._look_into_slow()
 
     def _known(self) -> Known:
         return Known(
@@ -141,14 +146,22 @@ class Journal:
             wall_s=self._wall_s(),
         )
 
-    def _explain_slow(self) -> None:
+    def _look_into_slow(self) -> None:
         self._call_off = None
-        due, self._due = self._due, deque()
-        known = self._known()
-        for outcome, taken_at in due:
-            call_id = outcome.request.id
-            told = explained(outcome, taken_at, self._answer_ns.get(call_id), known)
-            self._slow[call_id] = _ENCODER.encode(told)
+        due = [(*entry, self._answer_ns.get(entry[0].request.id)) for entry in self._due]
+        self._due.clear()
+        known = structs.replace(
+            self._known(),
+            runs=dict(self._runs),
+            in_order=list(self._order),
+            in_flight=dict(self._dispatched),
+        )
+        self._elsewhere(lambda: self._explain_slow(due, known))
+
+    def _explain_slow(self, due: Sequence[tuple[Outcome, int, int | None]], known: Known) -> None:
+        for outcome, taken_at, answer_ns in due:
+            told = explained(outcome, taken_at, answer_ns, known)
+            self._slow[told.id] = _ENCODER.encode(told)
             if len(self._slow) > SLOW_KEPT:
                 self._slow.popitem(last=False)
             for sink in self._sinks:

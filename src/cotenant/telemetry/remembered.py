@@ -6,6 +6,9 @@ from msgspec import Struct, structs
 
 from cotenant.domain import Alternative, Dispatch, Observation, Outcome, Overlap, Prediction, Variant
 
+MOST_CORUNNERS = 64
+"""Co-runners of a run that are remembered one by one."""
+
 
 class Run(Struct, frozen=True, kw_only=True):
     """A dispatch that has ended and was observed, without its snapshot and features, which are large."""
@@ -26,6 +29,7 @@ class Run(Struct, frozen=True, kw_only=True):
     resumes: int | None
     predictions: tuple[Prediction, ...]
     overlaps: tuple[Overlap, ...]
+    n_corunners: int
     why: str
     alternatives: tuple[Alternative, ...]
     beside: tuple[Variant, ...]
@@ -50,7 +54,8 @@ class Run(Struct, frozen=True, kw_only=True):
             staged=seen.staged,
             resumes=dispatch.resumes,
             predictions=tuple([bare(prediction) for prediction in seen.predictions]),
-            overlaps=seen.overlaps,
+            overlaps=_longest(seen.overlaps, seen.ended_at),
+            n_corunners=len(seen.overlaps),
             why=dispatch.why,
             alternatives=dispatch.alternatives,
             beside=beside(dispatch),
@@ -76,10 +81,21 @@ class Run(Struct, frozen=True, kw_only=True):
             resumes=dispatch.resumes,
             predictions=(bare(dispatch.prediction),),
             overlaps=(),
+            n_corunners=0,
             why=dispatch.why,
             alternatives=dispatch.alternatives,
             beside=beside(dispatch),
         )
+
+
+def _longest(overlaps: tuple[Overlap, ...], until: int) -> tuple[Overlap, ...]:
+    """The longest of them: a long run may have had thousands."""
+    if len(overlaps) <= MOST_CORUNNERS:
+        return overlaps
+    by_span = sorted(
+        overlaps, key=lambda one: one.began_at - (until if one.ended_at is None else one.ended_at)
+    )
+    return tuple(by_span[:MOST_CORUNNERS])
 
 
 def beside(dispatch: Dispatch) -> tuple[Variant, ...]:

@@ -4,6 +4,7 @@ requests. Lines that a client can cause are bounded per second; the next one say
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import Future
 
 from cotenant.domain import NS_PER_MS, Completion, Device, Dispatch, MaintenanceDone
 from cotenant.telemetry.explanation import Explanation
@@ -21,7 +22,7 @@ _LOG = Logger("engine")
 
 
 class Reports:
-    """One per engine, on the deciding thread: nothing here blocks."""
+    """One per engine. Nothing here blocks."""
 
     def __init__(self, now: Callable[[], int]) -> None:
         self._now = now
@@ -61,6 +62,12 @@ class Reports:
         else:
             message = f"{event.kind} of {event.model} failed: {event.error}"
             _LOG.error(f"model.{event.kind}_failed", message, model=event.model)
+
+    def joined(self, work: Future[None]) -> None:
+        """Slow requests were looked into, or that went wrong."""
+        error = work.exception()
+        if error is not None:
+            _LOG.error("explain.failed", f"slow requests could not be explained: {error!r}")
 
     def slow(self, told: Explanation) -> None:
         """A slow request, one of those that are sampled."""
