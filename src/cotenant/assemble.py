@@ -27,7 +27,8 @@ from cotenant.engine import Engine
 from cotenant.execute.model import example_inputs
 from cotenant.execute.onnx_model import inspect
 from cotenant.execute.onnx_session import without_paths
-from cotenant.ports import Executor, LaneInfo, Learner, Observer, Predictor, Screened
+from cotenant.execute.python_metadata import example_of
+from cotenant.ports import Executor, LaneInfo, Learner, Observer, Predictor, Screened, Tensors
 from cotenant.predictors import Measured, Served, make_load_meter, make_predictor, unfitted
 from cotenant.profile.demand import feature_table
 from cotenant.profile.drive_lanes import LaneDriver, MeasureError
@@ -45,11 +46,13 @@ from cotenant.profile.records import (
     source_hash,
 )
 from cotenant.profile.store import ProfileStore
-from cotenant.runtimes import cpu_lanes, is_torch, open_runtime
+from cotenant.runtimes import Runtime, cpu_lanes, is_torch, open_runtime
 from cotenant.schedule.policies import make_policy
 from cotenant.schedule.policy import Policy
 from cotenant.schedule.scheduler import Scheduler
 from cotenant.telemetry.event_log import EventLog, Header
+from cotenant.telemetry.journal import Sink
+from cotenant.user_models import UserModels
 
 Progress = Callable[[str, int, int], None]
 """Told (what is being done, steps done, steps in all)."""
@@ -65,6 +68,7 @@ class Prepared:
     `cotenant profile --corun` measured, none and 0 before."""
 
     scenario: Scenario
+    runtime: Runtime
     executor: Executor
     device: DeviceFingerprint
     metadata: dict[str, ModelMetadata]
@@ -74,6 +78,7 @@ class Prepared:
     insides: dict[str, Inside | None] = field(default_factory=dict)
     pairs: Sequence[PairRecord] = ()
     overhead_ns: int = 0
+    user: UserModels
     failed: dict[str, str] = field(default_factory=dict)
 
     @property
@@ -91,21 +96,30 @@ class Prepared:
 
 
 def prepare(
-    scenario: Scenario, where: Places, *, progress: Progress = no_progress, budget: Budget | None = None
+    scenario: Scenario,
+    where: Places,
+    *,
+    progress: Progress = no_progress,
+    budget: Budget | None = None,
+    user: UserModels | None = None,
 ) -> Prepared:
     """Load every model of the scenario and profile what was not profiled on this device before.
 
     Blocks for seconds. A model that cannot be loaded is left out, with the reason in `failed`; when none can
-    be loaded the first reason is raised."""
-    runtime = open_runtime(scenario, where)
+    be loaded the first reason is raised. `user`: Python models that the scenario's sources stand for."""
+    user = user or UserModels(scenario.folder)
+    scenario = user.completed(scenario)
+    runtime = open_runtime(scenario, where, user)
     executor = runtime.executor
     prepared = Prepared(
         scenario=scenario,
+        runtime=runtime,
         executor=executor,
         device=runtime.device,
         metadata={},
         sources={},
         profiles=StoredProfiles([], []),
+        user=user,
     )
     for i, model in enumerate(scenario.models):
         progress(f"loading {model.name}", i, len(scenario.models))
@@ -162,11 +176,14 @@ def subjects_of(prepared: Prepared) -> list[Subject]:
     random = np.random.default_rng(0)
 
     def subject(metadata: ModelMetadata) -> Subject:
-        return Subject(
-            spec=metadata.spec,
-            source=prepared.sources[metadata.name],
-            inputs=lambda variant: example_inputs(metadata, variant, random),
-        )
+        python = prepared.user.find(prepared.scenario.model(metadata.name).source)
+
+        def inputs(variant: Variant) -> Tensors:
+            if python is not None:
+                return example_of(python, variant.rows, dict(variant.axes))
+            return example_inputs(metadata, variant, random)
+
+        return Subject(spec=metadata.spec, source=prepared.sources[metadata.name], inputs=inputs)
 
     return [subject(metadata) for metadata in prepared.metadata.values()]
 
@@ -294,6 +311,7 @@ def make_engine(
     clock: Clock | None = None,
     observers: Sequence[Observer] = (),
     log_path: Path | None = None,
+    told_slow: Sequence[Sink] = (),
 ) -> Engine:
     """An engine on the prepared device, with a predictor that may have learned already. Nothing runs before
     its `start`."""
@@ -312,6 +330,7 @@ def make_engine(
         failed={name: without_paths(reason) for name, reason in prepared.failed.items()},
         observers=observers,
         log=log,
+        told_slow=told_slow,
     )
     return engine
 

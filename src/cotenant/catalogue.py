@@ -12,11 +12,16 @@ from msgspec import structs
 from cotenant import zoo
 from cotenant.config import ConfigError, ModelConfig, Scenario
 from cotenant.domain import NS_PER_MS, ModelMetadata, ModelSpec, SoloProfile, Variant
+from cotenant.execute.lane_model import Loadable
 from cotenant.execute.model import ModelSettings
 from cotenant.execute.onnx_model import inspect
+from cotenant.execute.onnx_session import describe
+from cotenant.execute.python import PythonSource
+from cotenant.execute.python_metadata import metadata_of as python_metadata
 from cotenant.profile.measure import quick_profile
 from cotenant.profile.records import DeviceFingerprint, StoredProfiles, source_hash
 from cotenant.profile.store import ProfileStore
+from cotenant.user_models import UserModels
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,6 +41,11 @@ class Places:
     def learned(self, config: Path) -> Path:
         """What a server with this configuration has learned."""
         return self.store / "learned" / f"{config.stem}.state"
+
+    @property
+    def slow(self) -> Path:
+        """Explanations of slow requests."""
+        return self.store / "slow.sqlite"
 
     @property
     def coruns(self) -> Path:
@@ -66,7 +76,7 @@ def locate(model: ModelConfig, scenario: Scenario, where: Places) -> Path:
             raise ConfigError(f"{scenario.path}: [[model]] {model.name!r} source: {error}") from error
     raise ConfigError(
         f"{scenario.path}: [[model]] {model.name!r} source: {model.source!r} cannot be served by this "
-        "version; use zoo:NAME, torch:NAME or the path of an .onnx file"
+        "version; use zoo:NAME, torch:NAME, module:attribute or the path of an .onnx file"
     )
 
 
@@ -147,6 +157,10 @@ class ConfiguredModels:
         table.renew(metadata.spec, profiles)
         return settled(metadata, self.model(metadata.name), table), profiles
 
+    def reconfigure(self, scenario: Scenario) -> None:
+        """From now on models are those of this scenario."""
+        self._scenario = scenario
+
     def model(self, name: str) -> ModelConfig:
         """The configuration of a model. Raises ValueError when there is none."""
         try:
@@ -156,13 +170,49 @@ class ConfiguredModels:
 
 
 class OnnxModels(ConfiguredModels):
-    """The ONNX executor's `Source`."""
+    """The `Source` of the executor that runs ONNX and Python models."""
 
-    def find(self, name: str) -> tuple[ModelMetadata, Path]:
-        path = locate(self.model(name), self._scenario, self._where)
-        return inspect(path, settings_of(self.model(name))), path
+    def __init__(
+        self, scenario: Scenario, where: Places, device: DeviceFingerprint, user: UserModels
+    ) -> None:
+        super().__init__(scenario, where, device)
+        self._user = user
+
+    def find(self, name: str) -> tuple[ModelMetadata, Path | Loadable]:
+        return self.look(self.model(name))
+
+    def look(self, model: ModelConfig) -> tuple[ModelMetadata, Path | Loadable]:
+        """What a table of the scenario's file names, and what its users will see of it. Raises ValueError. A
+        Python model is run on its example."""
+        made_of = self.made_of(model)
+        if isinstance(made_of, Path):
+            return inspect(made_of, settings_of(model)), made_of
+        try:
+            return python_metadata(made_of.model, settings_of(model)), made_of
+        except Exception as error:
+            raise self._unusable(model, error) from error
+
+    def made_of(self, model: ModelConfig) -> Path | PythonSource:
+        """What a table of the scenario's file names. Raises ValueError."""
+        try:
+            python = self._user.find(model.source)
+        except ValueError as error:
+            raise self._unusable(model, error) from error
+        return locate(model, self._scenario, self._where) if python is None else PythonSource(python)
+
+    def _unusable(self, model: ModelConfig, error: Exception) -> ConfigError:
+        reason = str(error) if isinstance(error, ValueError) else describe(error)
+        return ConfigError(f"{self._scenario.path}: [[model]] {model.name!r} source: {reason}")
 
     def profiled(
-        self, metadata: ModelMetadata, path: Path, run: Callable[[Variant], int]
+        self, metadata: ModelMetadata, made_of: Path | Loadable, run: Callable[[Variant], int]
     ) -> tuple[ModelMetadata, Sequence[SoloProfile]]:
-        return self.profiles(metadata, source_hash(path), run)
+        return self.profiles(metadata, self.hash(made_of), run)
+
+    @staticmethod
+    def hash(made_of: Path | Loadable) -> str:
+        """Of all that a model is made of."""
+        if isinstance(made_of, Path):
+            return source_hash(made_of)
+        assert isinstance(made_of, PythonSource)
+        return made_of.model.hash

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import json
+import signal
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
 import typer
 from rich.console import Console
@@ -16,11 +18,13 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from cotenant import __version__
+from cotenant.cli_check import check
 from cotenant.cli_study import study
 from cotenant.config import ConfigError, Scenario, load_scenario, scenario_from_model
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
 app.add_typer(study, name="study")
+app.command()(check)
 to_stderr = Console(stderr=True, emoji=False)
 to_stdout = Console(emoji=False)
 
@@ -51,7 +55,9 @@ def serve(
     ] = None,
     host: Annotated[str, typer.Option(help="Address to bind.")] = "127.0.0.1",
     http_port: Annotated[int, typer.Option(help="HTTP port; 0: any free.", min=0, max=65535)] = 8000,
-    grpc_port: Annotated[int | None, typer.Option(help="gRPC port (not in this version).")] = None,
+    grpc_port: Annotated[
+        int | None, typer.Option(help="gRPC port; 0: any free. Default: no gRPC.", min=0, max=65535)
+    ] = None,
     policy: Annotated[str, typer.Option(help="Scheduling policy.")] = "default",
     record: Annotated[
         Path | None,
@@ -64,9 +70,82 @@ def serve(
     record_mb: Annotated[
         float, typer.Option(help="Disk for the recording, MB: the newest stay; 0: none.", min=0)
     ] = 32.0,
+    http_workers: Annotated[
+        int | None, typer.Option(help="Front-end processes. Default: the config's, else 1.", min=1, max=64)
+    ] = None,
+    in_process: Annotated[
+        bool, typer.Option("--in-process", help="Run the engine in the process that answers HTTP.")
+    ] = False,
     store: StoreOption = None,
 ) -> None:
-    """Run the server."""
+    """Run the server: a process that answers HTTP, and one that holds the engine."""
+    from cotenant.telemetry.logs import logging_to
+
+    with _clear_errors(), ExitStack() as stack:
+        scenario = _config(source, slo_ms)
+        settings = scenario.server
+        stack.enter_context(logging_to(sys.stderr, settings.log_format, settings.log_level))
+        if in_process or scenario.server.in_process or sys.platform != "linux":
+            if (http_workers or 1) > 1:
+                raise ConfigError("--http-workers needs the engine in a process of its own")
+            _serve_in_process(scenario, host, http_port, grpc_port, policy, record, record_mb, store)
+            return
+        from cotenant.split_host import SplitConfig, serve_split
+
+        config = SplitConfig(
+            host=host,
+            http_port=http_port,
+            grpc_port=grpc_port,
+            n_fronts=http_workers or scenario.server.http_workers,
+            policy=policy,
+            record=record,
+            record_mb=record_mb,
+            store=store,
+        )
+        operator = stack.enter_context(_Operator())
+        _run_loop(serve_split(scenario, config, operator))
+
+
+class _Operator:
+    """Shows what the processes of a server say: a progress bar until it is ready, and lines of the log."""
+
+    def __enter__(self) -> Self:
+        from cotenant.telemetry.logs import Logger
+
+        self._log = Logger("server")
+        self._bar = ExitStack()
+        self.progress = self._bar.enter_context(_progress())
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.close()
+
+    def ready(self, url: str) -> None:
+        self._bar.close()
+        _say_ready(url)
+
+    def said(self, kind: str, text: str) -> None:
+        match kind:
+            case "note":
+                self._log.info("server.note", text)
+            case "not served":
+                self._log.error("model.not_served", text)
+            case "process":
+                self._log.error("process.ended", text)
+            case _:
+                self._log.warning("server.warning", text)
+
+
+def _serve_in_process(
+    scenario: Scenario,
+    host: str,
+    http_port: int,
+    grpc_port: int | None,
+    policy: str,
+    record: Path | None,
+    record_mb: float,
+    store: Path | None,
+) -> None:
     from cotenant.assemble import predictor_of, prepare
     from cotenant.catalogue import places
     from cotenant.experiment.coruns import recorded_live
@@ -74,32 +153,40 @@ def serve(
     from cotenant.host import serve as host_serve
     from cotenant.learned import kept
     from cotenant.schedule.policies import make_policy
+    from cotenant.telemetry.logs import Logger
 
-    if grpc_port is not None:
-        raise _fail("--grpc-port: gRPC is not part of this version; use HTTP")
-    with _clear_errors():
-        make_policy(policy)  # an unknown name should not wait until everything is loaded
-        where = places(store)
-        scenario = _config(source, slo_ms)
-        with _progress() as told:
-            prepared = prepare(scenario, where, progress=told)
-        for reason in prepared.failed.values():
-            to_stderr.print(f"[yellow]not served:[/] {escape(reason)}", highlight=False)
-        log_path = where.store / "logs" / "events.log" if scenario.server.event_log else None
-        config = HostConfig(host=host, http_port=http_port, policy=policy, log_path=log_path)
-        base = record or where.coruns / "live" / scenario.path.stem
-        learned = where.learned(scenario.path)
-        try:
-            chosen = make_policy(policy, prepared.executor.lanes)
-            predictor = predictor_of(prepared, chosen)
-        except ConfigError:
-            prepared.executor.close()
-            raise
-        with (
-            recorded_live(prepared, base, record_mb, _warn) as recorders,
-            kept(prepared, chosen, predictor, learned, _note) as keepers,
-        ):
-            _run_loop(host_serve(prepared, config, _say_ready, [*recorders, *keepers], predictor))
+    log = Logger("server")
+    _stop_when_told()
+    make_policy(policy)  # an unknown name should not wait until everything is loaded
+    where = places(store)
+    with _progress() as told:
+        prepared = prepare(scenario, where, progress=told)
+    for name, reason in prepared.failed.items():
+        log.error("model.not_served", reason, model=name)
+    log_path = where.store / "logs" / "events.log" if scenario.server.event_log else None
+    config = HostConfig(
+        host=host,
+        http_port=http_port,
+        grpc_port=grpc_port,
+        policy=policy,
+        log_path=log_path,
+        slow_path=where.slow,
+    )
+    base = record or where.coruns / "live" / scenario.path.stem
+    learned = where.learned(scenario.path)
+    try:
+        chosen = make_policy(policy, prepared.executor.lanes)
+        predictor = predictor_of(prepared, chosen)
+    except ConfigError:
+        prepared.executor.close()
+        raise
+    with (
+        recorded_live(prepared, base, record_mb, partial(log.warning, "recording.stopped")) as recorders,
+        kept(prepared, chosen, predictor, learned, partial(log.info, "learned.state")) as keepers,
+    ):
+        observers = [*recorders, *keepers]
+        tell = partial(log.info, "server.reload")
+        _run_loop(host_serve(prepared, config, _say_ready, observers, predictor, tell=tell))
 
 
 @app.command()
@@ -287,13 +374,15 @@ def explain(
     json_file: JsonOption = None,
     store: StoreOption = None,
 ) -> None:
-    """Why a request was late, refused or fast."""
-    from cotenant.experiment.explaining import explain_request
+    """Why a request was late, refused or fast: asks the server, else looks among the slow ones in the
+    store."""
+    from cotenant.catalogue import places
+    from cotenant.experiment.explaining import explain_request, show_explanation
 
     with _clear_errors():
-        found = explain_request(url, request_id)
+        found = explain_request(url, request_id, places(store).slow)
         _write(json_file, found)
-        to_stdout.print_json(json.dumps(found))
+        show_explanation(to_stdout, found)
 
 
 # --- small things ---------------------------------------------------------------------------------
@@ -319,20 +408,31 @@ def _run_loop(main: Any) -> None:
 
 
 def _say_ready(url: str) -> None:
+    from cotenant.notify import READY, notify
+
     print(f"ready {url}", flush=True)
-
-
-def _warn(message: str) -> None:
-    to_stderr.print(f"[yellow]warning:[/] {escape(message)}", highlight=False, soft_wrap=True)
-
-
-def _note(message: str) -> None:
-    to_stderr.print(f"learned: {message}", highlight=False, markup=False, soft_wrap=True)
+    notify(READY)
 
 
 def _fail(message: str) -> typer.Exit:
     to_stderr.print(f"[red]error:[/] {escape(message)}", highlight=False, soft_wrap=True)
     return typer.Exit(2)
+
+
+class _Stopped(BaseException):
+    """SIGTERM came before the server was ready. No Exception, which a model's own code might catch."""
+
+
+def _stop_when_told() -> None:
+    """Until the server is ready and takes signals itself, SIGTERM ends the process and SIGHUP waits for
+    nothing (the file is still being read). To the first process of a container signals without a handler do
+    nothing."""
+
+    def stop(number: int, frame: object) -> None:
+        raise _Stopped
+
+    signal.signal(signal.SIGTERM, stop)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
 
 
 @contextmanager
@@ -342,6 +442,8 @@ def _clear_errors() -> Iterator[None]:
         yield
     except KeyboardInterrupt:
         raise typer.Exit(130) from None
+    except _Stopped:
+        raise typer.Exit from None
     except (ValueError, OSError) as error:
         raise _fail(str(error)) from None
 
@@ -356,6 +458,7 @@ def _progress() -> Iterator[Any]:
         TimeElapsedColumn(),
         console=to_stderr,
         transient=True,
+        disable=not to_stderr.is_terminal,
     )
     with bar:
         task = bar.add_task("starting", total=1)

@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from cotenant.domain import JobClass
+from cotenant.telemetry.logs import FORMATS as LOG_FORMATS
+from cotenant.telemetry.logs import LEVELS as LOG_LEVELS
 from cotenant.toml_checks import ConfigError, TomlChecks, is_number
 from cotenant.workload.traffic import PREFIXES, PROCESSES, TrafficShape, complaints
 
@@ -74,6 +76,21 @@ class ServerConfig:
     """Whether sources that can carry code (`module:factory`) are accepted."""
     event_log: bool = False
     """Whether every event and action is written to the store's `logs` folder."""
+    in_process: bool = False
+    """Whether the engine runs in the process that answers HTTP, which then ends with it."""
+    http_workers: int = 1
+    """Front-end processes."""
+    shared_memory_mib: int = 0
+    """Most memory that tensors on their way between one front end and the engine may take, in each direction,
+    MiB; what is not in use costs nothing. 0: eight times `max_body_mib`."""
+    log_format: str = "text"
+    """Log lines on stderr: `text`, or `json` (one object per line)."""
+    log_level: str = "info"
+    """`debug`, `info`, `warning` or `error`: what is less is not logged."""
+    access_log: bool = False
+    """Whether every answered HTTP request is logged."""
+    triton_metrics: bool = False
+    """Whether `/metrics` has the counters under Triton's names (`nv_inference_*`) too."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -166,6 +183,11 @@ def load_scenario(path: Path) -> Scenario:
     return _Reader(path).scenario(raw)
 
 
+def scenario_from_table(path: Path, raw: dict[str, Any]) -> Scenario:
+    """What `load_scenario` makes of a file that holds these tables. Raises ConfigError."""
+    return _Reader(path).scenario(raw)
+
+
 def scenario_from_model(path: Path, slo_ms: float | None) -> Scenario:
     """What `cotenant serve MODEL.onnx --slo-ms 50` means."""
     name = re.sub(r"[^A-Za-z0-9._-]", "_", path.stem) or "model"
@@ -182,10 +204,13 @@ class _Reader(TomlChecks):
         load = self._table(LoadConfig, raw.get("load", {}), "[load]")
         device = self._table(DeviceConfig, raw.get("device", {}), "[device]")
         server = self._table(ServerConfig, raw.get("server", {}), "[server]")
+        self._choice(server.log_format, LOG_FORMATS, "[server] log_format")
+        self._choice(server.log_level, LOG_LEVELS, "[server] log_level")
         self._check(load.duration_s > 0, "[load] duration_s", "must be greater than 0")
         self._check(load.scale > 0, "[load] scale", "must be greater than 0")
         self._choice(load.scale_of, ("rates", "capacity"), "[load] scale_of")
         self._choice(device.kind, KINDS, "[device] kind")
+        self._processes(server)
         self._check(0 <= device.lanes <= 64, "[device] lanes", "must be from 1 to 64 (0: the default)")
         models = tuple(self._model(entry, i, server) for i, entry in enumerate(self._list(raw, "model")))
         self._check(bool(models), "[[model]]", "needs at least one model")
@@ -235,6 +260,21 @@ class _Reader(TomlChecks):
         self._source(model.source, server, where)
         self._architecture(model, where)
         return replace(model, job_class=resolved)
+
+    def _processes(self, server: ServerConfig) -> None:
+        here = "[server] http_workers"
+        self._check(1 <= server.http_workers <= 64, here, "must be from 1 to 64")
+        self._check(
+            server.http_workers == 1 or not server.in_process,
+            here,
+            "above 1 does not go with in_process = true",
+        )
+        least = 2 * server.max_body_mib
+        self._check(
+            server.shared_memory_mib == 0 or server.shared_memory_mib >= least,
+            "[server] shared_memory_mib",
+            f"must be at least twice max_body_mib, {least} (0: the default)",
+        )
 
     def _popularity(
         self, load: LoadConfig, models: tuple[ModelConfig, ...], raw: dict[str, Any]

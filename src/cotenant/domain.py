@@ -336,6 +336,13 @@ class Command(Struct, frozen=True, tag=True, gc=False):
     model: str = ""
 
 
+class Respecified(Struct, frozen=True, tag=True, gc=False):
+    """The operator gave a loaded model another SLO or class; its variants are as they were. Requests that
+    have been admitted keep their deadlines."""
+
+    spec: ModelSpec
+
+
 Event = (
     Arrival
     | Started
@@ -347,6 +354,7 @@ Event = (
     | Device
     | MaintenanceDone
     | Command
+    | Respecified
 )
 
 EVENT_ORDER: dict[type, int] = {
@@ -357,9 +365,10 @@ EVENT_ORDER: dict[type, int] = {
     MaintenanceDone: 4,
     ModelVersion: 5,
     Command: 6,
-    Cancel: 7,
-    Arrival: 8,
-    Wakeup: 9,
+    Respecified: 7,
+    Cancel: 8,
+    Arrival: 9,
+    Wakeup: 10,
 }
 """Ties are broken by (time, this order, sequence number): completions before arrivals."""
 
@@ -367,8 +376,18 @@ EVENT_ORDER: dict[type, int] = {
 # --- actions: all that the scheduler can ask for ---------------------------------------------------
 
 
+class Alternative(Struct, frozen=True, gc=False):
+    """What could have run instead of what was chosen, due at `due_at` (None: no deadline), and why it does
+    not."""
+
+    variant: Variant
+    due_at: int | None
+    why: str
+
+
 class Dispatch(Struct, frozen=True, tag=True, kw_only=True):
-    """Run segments [first_segment, end_segment) of a batch on a lane, starting by `latest_start_at`."""
+    """Run segments [first_segment, end_segment) of a batch on a lane, starting by `latest_start_at`. `why`
+    and `alternatives` are the policy's."""
 
     id: int
     variant: Variant
@@ -384,6 +403,7 @@ class Dispatch(Struct, frozen=True, tag=True, kw_only=True):
     prediction: Prediction
     snapshot: Snapshot
     why: str = ""
+    alternatives: tuple[Alternative, ...] = ()
 
 
 class Preempt(Struct, frozen=True, tag=True, gc=False):

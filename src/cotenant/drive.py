@@ -66,6 +66,7 @@ class Drive:
         clock: Clock,
         on_settled: Callable[[Outcome], None],
         on_maintained: Callable[[MaintenanceDone], None] | None = None,
+        on_dispatched: Callable[[Dispatch], None] | None = None,
         observers: Sequence[Observer] = (),
         log: Log | None = None,
         payloads: Mapping[str, Tensors] | None = None,
@@ -80,6 +81,7 @@ class Drive:
         self._clock = clock
         self._on_settled = on_settled
         self._on_maintained = on_maintained
+        self._on_dispatched = on_dispatched
         self._observers = tuple(observers)
         self._log = log
         self._payloads = payloads if payloads is not None else {}
@@ -131,6 +133,8 @@ class Drive:
             if isinstance(action, Dispatch):
                 inputs = [self._payloads[r.id] for r in action.requests] if self._payloads else ()
                 self._executor.start(action, inputs)
+                if self._on_dispatched is not None:
+                    self._on_dispatched(action)
         for action in actions:
             match action:
                 case Dispatch():

@@ -11,12 +11,13 @@ from __future__ import annotations
 import asyncio
 import gc
 import sys
-from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
 from cotenant.clock import Clock, wall_time_s
+from cotenant.cores import yield_to_others
 from cotenant.domain import (
     NS_PER_MS,
     NS_PER_S,
@@ -24,6 +25,7 @@ from cotenant.domain import (
     Cancel,
     Command,
     Completion,
+    Device,
     Event,
     JobClass,
     MaintenanceDone,
@@ -32,11 +34,15 @@ from cotenant.domain import (
     Outcome,
     OutcomeKind,
     Request,
+    Respecified,
     Wakeup,
 )
 from cotenant.drive import Drive, Log
 from cotenant.ports import Executor, Learner, Observer, Tensors
 from cotenant.schedule.scheduler import Scheduler
+from cotenant.telemetry.joining import to_json
+from cotenant.telemetry.journal import Journal, Sink
+from cotenant.telemetry.reports import Reports
 
 SWITCH_INTERVAL_S = 0.0005
 """How long a thread may keep the interpreter from another (s). The default of 5 ms is longer than many an
@@ -51,8 +57,8 @@ MOST_FOR_ANSWER = 0.25
 LEARN_AFTER_S = 0.001
 """How long what a dispatch taught may wait for the thread to be idle (s); the next event does not wait for
 it. Meanwhile answers are sent and lanes, which need the interpreter to begin, take it."""
-REMEMBERED = 4096
-"""Requests that `explain` can still answer for."""
+UNLOADED = "unloaded"
+"""Why a model is not there that was unloaded as somebody wanted it."""
 
 
 @dataclass(slots=True)
@@ -82,9 +88,10 @@ READY, LOADING = ModelState("READY"), ModelState("LOADING")
 
 @dataclass(slots=True)
 class _Call:
-    """A call that has not been answered: its tensors and whom to tell."""
+    """A call that has not been answered, when it was handed over (ns), and whom to tell."""
 
-    inputs: Tensors
+    request: Request
+    taken_at: int
     reply: Callable[[Outcome, Tensors | None], None]
 
 
@@ -116,8 +123,10 @@ class Engine:
         failed: Mapping[str, str] | None = None,
         observers: Sequence[Observer] = (),
         log: Log | None = None,
+        told_slow: Sequence[Sink] = (),
     ) -> None:
-        """`failed`: configured models that could not be loaded, with the reason."""
+        """`failed`: configured models that could not be loaded, with the reason; `told_slow` are given
+        explanations of sampled slow requests, on a thread of their own."""
         self.scheduler = scheduler
         self.models: dict[str, ModelMetadata] = dict(metadata)
         self.states = dict.fromkeys(metadata, READY) | {
@@ -131,13 +140,25 @@ class Engine:
         self._incoming: list[Request] = []
         self._payloads: dict[str, Tensors] = {}
         self._results: dict[str, Tensors] = {}
-        self._recent: OrderedDict[str, Outcome] = OrderedDict()
+        self._reports = Reports(clock.now)
+        self._explaining = ThreadPoolExecutor(1, "cotenant-explain", yield_to_others)
+        self._journal = Journal(
+            n_lanes=len(executor.lanes),
+            solo=scheduler.view.predictor.prior,
+            now=clock.now,
+            wall_s=wall_time_s,
+            timers=LoopTimers(clock),
+            sinks=[self._reports.slow, *told_slow],
+            elsewhere=lambda work: self._explaining.submit(work).add_done_callback(self._reports.joined),
+        )
         self._waiting: dict[tuple[str, str], list[Callable[[str | None], None]]] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = 0
         self._late_ns = 0
         self._learning: asyncio.TimerHandle | None = None
         self._draining = False
+        self.on_models: Callable[[], None] = lambda: None
+        """Called after every change of `models` or `states`."""
         self._loop: asyncio.AbstractEventLoop | None = None
         self._drive = Drive(
             scheduler=scheduler,
@@ -146,6 +167,7 @@ class Engine:
             clock=clock,
             on_settled=self._settled,
             on_maintained=self._maintained,
+            on_dispatched=self._journal.dispatched,
             observers=[*observers, self],
             log=log,
             payloads=self._payloads,
@@ -182,6 +204,8 @@ class Engine:
         """Stop the timer and write what is left of the event log; the lanes stay usable."""
         gc.unfreeze()
         self.catch_up()
+        self._journal.close()
+        self._explaining.shutdown()
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -236,7 +260,7 @@ class Engine:
             job_class=job_class,
             answer_ns=0 if budget is None else min(answer_ns, int(MOST_FOR_ANSWER * budget)),
         )
-        self._calls[call_id] = _Call(inputs, reply)
+        self._calls[call_id] = _Call(request, self._clock.now(), reply)
         self._payloads[call_id] = inputs
         if not self._incoming:
             self._running_loop().call_soon(self._take_in)
@@ -263,44 +287,76 @@ class Engine:
         if kind == "load" and model not in self.models:
             self.states[model] = LOADING
         elif kind == "unload" and self.models.pop(model, None) is not None:
-            self.states[model] = ModelState("UNAVAILABLE", "unloaded")
+            self.states[model] = ModelState("UNAVAILABLE", UNLOADED)
+        self.on_models()
         self._waiting.setdefault((kind, model), []).append(done)
         self._post(Command(kind, model))
 
-    def explain(self, call_id: str) -> dict[str, Any] | None:
-        """What is remembered of a request that has ended, in ms; None when nothing is."""
-        outcome = self._recent.get(call_id)
-        if outcome is None:
-            return None
-        request = outcome.request
+    def respecify(self, metadata: ModelMetadata) -> None:
+        """Give a loaded model another SLO or class, from now on."""
+        self._take_in()
+        self.models[metadata.name] = metadata
+        self.on_models()
+        self._post(Respecified(metadata.spec))
 
-        def since_arrival(at: int | None) -> float | None:
-            return None if at is None else round((at - request.arrived_at) / NS_PER_MS, 3)
+    def retire(self, model: str, reason: str) -> None:
+        """Answer no new requests of a model (they get "not available" and the reason); what was admitted goes
+        on. `holds` says whether anything is left, `maintain` then unloads it."""
+        self.models.pop(model, None)
+        self.states[model] = ModelState("UNAVAILABLE", reason)
+        self.on_models()
 
-        return {
-            "id": request.id,
-            "model": request.model,
-            "class": request.job_class.name.lower(),
-            "outcome": outcome.kind.value,
-            "reason": outcome.reason,
-            "deadline_ms": since_arrival(request.deadline_at),
-            "dispatched_ms": since_arrival(outcome.dispatched_at),
-            "started_ms": since_arrival(outcome.started_at),
-            "predicted_ms": since_arrival(outcome.predicted_at),
-            "ended_ms": since_arrival(outcome.ended_at),
-            "batch_rows": outcome.batch_rows,
-        }
+    def holds(self, model: str) -> bool:
+        """Whether requests of a model wait or run."""
+        view = self.scheduler.view
+        queue = view.queues.get(model)
+        return (
+            (queue is not None and queue.rows > 0)
+            or any(flight.dispatch.variant.model == model for flight in view.flights.values())
+            or any(suspended.variant.model == model for suspended in view.suspended)
+            or any(request.model == model for request in self._incoming)
+        )
+
+    def forget(self, model: str) -> None:
+        """A model that is not configured any more is unknown."""
+        self.states.pop(model, None)
+        self.on_models()
+
+    def explain(self, call_id: str) -> dict[str, Any]:
+        """What is known of a request (see `telemetry.explanation`), in ms. Its `state` says whether it has
+        ended, or that nothing is known of it."""
+        self._take_in()
+        self.catch_up()
+        call = self._calls.get(call_id)
+        if call is None:
+            told = self._journal.explain(call_id)
+        else:
+            flights = self.scheduler.view.flights.values()
+            runs_in = next((f.dispatch for f in flights if call.request in f.dispatch.requests), None)
+            queue = self.scheduler.view.queues.get(call.request.model, ())
+            told = self._journal.unfinished(call.request, call.taken_at, runs_in, _n_before(queue, call_id))
+        return to_json(told)
+
+    def answered(self, call_id: str, span_ns: int) -> None:
+        """The front end has sent the answer, so long (ns) after the run had ended."""
+        self._journal.answered(call_id, span_ns)
 
     # --- events -------------------------------------------------------------------------------------------
 
     def _posted(self, event: Event) -> None:
         """An event from a lane, now on the loop: first fetch the results that its settlements hand out."""
-        if isinstance(event, Completion) and event.error is None:
+        if isinstance(event, Completion) and event.error is not None:
+            flight = self.scheduler.view.flights.get(event.dispatch_id)
+            if flight is not None:
+                self._reports.run_failed(flight.dispatch, event)
+        elif isinstance(event, Completion):
             flight = self.scheduler.view.flights.get(event.dispatch_id)
             results = self._executor.take_results(event.dispatch_id)
             if flight is not None and results is not None:
                 for request, outputs in zip(flight.dispatch.requests, results, strict=True):
                     self._results[request.id] = outputs
+        elif isinstance(event, Device):
+            self._reports.device(event)
         self._post(event)
 
     def _post(self, event: Event) -> None:
@@ -347,20 +403,20 @@ class Engine:
         call_id = outcome.request.id
         outputs = self._results.pop(call_id, None)
         self._payloads.pop(call_id, None)
-        self._recent[call_id] = outcome
-        if len(self._recent) > REMEMBERED:
-            self._recent.popitem(last=False)
         self._count(outcome)
         call = self._calls.pop(call_id, None)
         if call is not None:
             call.reply(outcome, outputs)
+            self._journal.ended(outcome, call.taken_at)
 
     def _maintained(self, event: MaintenanceDone) -> None:
+        self._reports.model(event)
         if event.kind == "load" and event.metadata is not None:
             self.models[event.model] = event.metadata
         if event.kind == "load":
             loaded = event.model in self.models
             self.states[event.model] = READY if loaded else ModelState("UNAVAILABLE", event.error or "")
+        self.on_models()
         for done in self._waiting.pop((event.kind, event.model), []):
             done(event.error)
 
@@ -373,6 +429,7 @@ class Engine:
         """Nothing is kept here; metrics observe it."""
 
     def observed(self, observation: Observation) -> None:
+        self._journal.observed(observation)
         counts = self.counts.setdefault(observation.variant.model, ModelCounts())
         span = observation.ended_at - observation.started_at
         counts.n_runs += 1
@@ -395,3 +452,11 @@ class Engine:
                 counts.compute[0] + 1,
                 counts.compute[1] + outcome.ended_at - outcome.started_at,
             )
+
+
+def _n_before(queue: Iterable[Request], call_id: str) -> int | None:
+    """How many requests wait before this one; None when it does not wait there."""
+    for n, request in enumerate(queue):
+        if request.id == call_id:
+            return n
+    return None

@@ -1,12 +1,13 @@
 """The front end's side of the engine: calls in, replies out. Imports nothing of the device side.
 
-Here the engine lives in the same process and `link` is the engine itself; with the process split `link`
-speaks frames over a socket. The front end sees no difference.
+`link` is the engine in this process (`local_link.py`), or speaks frames over a socket to one in a process of
+its own (`remote_link.py`). The front end sees no difference.
 """
 
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
@@ -16,7 +17,7 @@ from cotenant.domain import ModelMetadata, Outcome
 from cotenant.ports import Tensors
 
 
-class Call(Struct, frozen=True, kw_only=True):
+class Call(Struct, frozen=True, kw_only=True, array_like=True):
     """One inference as the front end hands it over. Arrays are C-contiguous and already validated.
 
     `arrived_at` is stamped when the headers were parsed. `slo_ns` is the budget the client asked for
@@ -65,6 +66,18 @@ class ModelStatistics(Struct, frozen=True, kw_only=True):
     batches: Sequence[tuple[int, int, int]] = ()
 
 
+class Absence(Struct, frozen=True, kw_only=True):
+    """Why no call is accepted: the server drains, the engine starts, or it was lost and starts anew.
+    `retry_after_ms`: when it may be worth to ask again, None where nothing is known."""
+
+    reason: str
+    retry_after_ms: float | None = None
+
+
+class EngineDownError(Exception):
+    """There is no engine to ask now; the message says why. 503 to a client."""
+
+
 class EngineLink(Protocol):
     """What the client needs of an engine. All calls come from the front end's event loop."""
 
@@ -86,7 +99,18 @@ class EngineLink(Protocol):
         """Every configured model, loaded or not."""
         ...
 
-    def statistics(self) -> Sequence[ModelStatistics]: ...
+    async def statistics(self) -> Sequence[ModelStatistics]:
+        """Raises EngineDownError."""
+        ...
+
+    async def metrics(self, accept: str = "") -> tuple[bytes, str]:
+        """The engine's page of metrics for a client that accepts `accept`, and its content type. Raises
+        EngineDownError."""
+        ...
+
+    def answered(self, call_id: str, span_ns: int) -> None:
+        """The answer to a call was sent, so long (ns) after its run had ended."""
+        ...
 
     def load(self, name: str, done: Callable[[str | None], None]) -> None:
         """Load a configured model; `done(error)` on the caller's event loop."""
@@ -94,12 +118,12 @@ class EngineLink(Protocol):
 
     def unload(self, name: str, done: Callable[[str | None], None]) -> None: ...
 
-    def accepting(self) -> bool:
-        """False while draining or when the engine is down."""
+    def absence(self) -> Absence | None:
+        """Why calls are not accepted now; None while they are."""
         ...
 
-    def explain(self, call_id: str) -> dict[str, Any] | None:
-        """What is remembered of a recent request, or None."""
+    async def explain(self, call_id: str) -> dict[str, Any] | None:
+        """What is remembered of a recent request, or None. Raises EngineDownError."""
         ...
 
 
@@ -113,13 +137,22 @@ class EngineClient:
         self.metadata = link.metadata
         self.status = link.status
         self.statistics = link.statistics
-        self.accepting = link.accepting
+        self.metrics = link.metrics
+        self.answered = link.answered
+        self.absence = link.absence
         self.explain = link.explain
+        self._process = f"{os.getpid():x}"
+        self.was_ready = False
+        """Whether the server was ready when it was last asked (`serve.describe.server_ready`)."""
+
+    def accepting(self) -> bool:
+        """Whether calls are accepted now; `absence` says why they are not."""
+        return self.absence() is None
 
     def new_id(self) -> str:
-        """A server-made request id, unique in this process and hard to confuse with another's."""
+        """A server-made request id: unique over all front-end processes of this machine."""
         self._n_calls += 1
-        return f"{self._link.now():x}-{self._n_calls:x}"
+        return f"{self._link.now():x}-{self._process}-{self._n_calls:x}"
 
     async def infer(self, call: Call) -> Reply:
         """Wait for the outcome of `call`. If the awaiting task is cancelled the call is cancelled too."""

@@ -5,20 +5,26 @@ from __future__ import annotations
 import asyncio
 import signal
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from cotenant.assemble import Prepared, make_engine
 from cotenant.clock import MonotonicClock
-from cotenant.engine import Engine
 from cotenant.engine_client import EngineClient
+from cotenant.front import DRAIN_LIMIT_S, Watched, grpc_beside, serve_config
 from cotenant.local_link import LocalLink
+from cotenant.notify import STOPPING, notify
+from cotenant.observing import Observing
 from cotenant.ports import Observer
 from cotenant.predictors import Served
-from cotenant.serve.http import ServeConfig, make_app
+from cotenant.reload import Reloader
+from cotenant.serve.http import make_app
 from cotenant.serve.server import serve_http
-from cotenant.telemetry.metrics import Metrics
+from cotenant.stopping import StopSignals
+from cotenant.telemetry.logs import Logger
+
+_LOG = Logger("server")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,23 +35,25 @@ class HostConfig:
     """Address to bind."""
     http_port: int = 8000
     """TCP port; 0: any that is free."""
+    grpc_port: int | None = None
+    """TCP port of gRPC; 0: any that is free; None: no gRPC."""
     policy: str = "default"
     """Scheduling policy."""
     log_path: Path | None = None
     """Event log to write, if any."""
+    slow_path: Path | None = None
+    """Where explanations of slow requests are kept, if anywhere."""
 
 
 @dataclass(frozen=True, slots=True)
-class CurrentMetrics:
-    """The page of metrics, with what the engine has put off telling them."""
+class EnginePage:
+    """The engine's page of metrics, for `GET /metrics`."""
 
-    engine: Engine
-    metrics: Metrics
+    client: EngineClient
 
-    def render(self) -> tuple[bytes, str]:
+    async def render(self, accept: str) -> tuple[bytes, str]:
         """The page and its content type."""
-        self.engine.catch_up()
-        return self.metrics.render()
+        return await self.client.metrics(accept)
 
 
 async def serve(
@@ -54,46 +62,68 @@ async def serve(
     on_ready: Callable[[str], None],
     observers: Sequence[Observer] = (),
     predictor: Served | None = None,
+    *,
+    told: asyncio.Event | None = None,
+    tell: Callable[[str], None] = lambda line: None,
 ) -> None:
-    """Serve until SIGTERM or SIGINT, then drain and return. `on_ready(url)` is called once, when requests
-    are accepted. `predictor`: one that may have learned already."""
+    """Serve until SIGTERM or SIGINT, then drain and return; SIGHUP reads the configuration anew, if
+    there is a file.
+    `on_ready(url)` is called once, when requests are accepted. `predictor`: one that may have learned
+    already. `told`: serve until this is set instead, and leave signals alone. `tell` is given lines for the
+    operator."""
     settings = prepared.scenario.server
     clock = MonotonicClock()
-    metrics = Metrics()
+    observing = Observing(prepared, config.policy, config.slow_path)
     engine = make_engine(
         prepared,
         config.policy,
         predictor=predictor,
         clock=clock,
-        observers=[metrics, *observers],
+        observers=[*observing.metrics.observers, *observers],
         log_path=config.log_path,
+        told_slow=observing.told_slow,
     )
+    observing.metrics.watch(engine)
     engine.start()
-    serve_config = ServeConfig(
-        max_body_bytes=settings.max_body_mib << 20, allow_model_control=settings.allow_model_control
-    )
-    app = make_app(EngineClient(LocalLink(engine, clock)), CurrentMetrics(engine, metrics), serve_config)
-    shutdown, told = asyncio.Event(), asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
+    client = EngineClient(LocalLink(engine, clock, observing.metrics.render))
+    serving = serve_config(settings)
+    app = make_app(client, EnginePage(client), serving, client.answered)
+    watched = Watched(app, client, serving)
+    shutdown = asyncio.Event()
+    signals = StopSignals(told)
+    if told is None and prepared.scenario.path.is_file():
         with suppress(NotImplementedError):
-            loop.add_signal_handler(number, told.set)
+            reloader = Reloader(engine, prepared, tell)
+            asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, reloader.request)
 
     async def stop_when_told() -> None:
-        await told.wait()
-        await engine.drain(settings.drain_s)
+        await signals.told.wait()
+        notify(STOPPING)
+        _LOG.info("server.draining", "told to stop: what was admitted is answered first")
+        draining = asyncio.create_task(engine.drain(settings.drain_s))
+        at_once = asyncio.create_task(signals.at_once.wait())
+        await asyncio.wait({draining, at_once}, return_when=asyncio.FIRST_COMPLETED)
+        if not draining.done():
+            draining.cancel()
+            await engine.drain(0)
+        at_once.cancel()
         shutdown.set()
+
+    def ready(port: int) -> None:
+        url = f"http://{config.host}:{port}"
+        on_ready(url)
+        _LOG.info("server.ready", f"serving {len(engine.models)} models", url=url, policy=config.policy)
 
     stopper = asyncio.create_task(stop_when_told())
     try:
-        await serve_http(
-            app,
-            config.host,
-            config.http_port,
-            lambda port: on_ready(f"http://{config.host}:{port}"),
-            shutdown,
-            drain_limit_s=2,
-        )
+        async with AsyncExitStack() as stack:
+            await stack.enter_async_context(grpc_beside(client, serving, config.host, config.grpc_port))
+            await serve_http(
+                watched.app, config.host, config.http_port, ready, shutdown, drain_limit_s=DRAIN_LIMIT_S
+            )
     finally:
         stopper.cancel()
+        await watched.close()
         engine.stop()
+        observing.close()
+        _LOG.info("server.stopped", "stopped")

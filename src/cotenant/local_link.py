@@ -2,21 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 from cotenant.clock import Clock
 from cotenant.domain import ModelMetadata, Outcome
 from cotenant.engine import Engine, ModelCounts
-from cotenant.engine_client import Call, ModelStatistics, ModelStatus, Reply
+from cotenant.engine_client import Absence, Call, ModelStatistics, ModelStatus, Reply
 from cotenant.ports import Tensors
+
+DRAINING = Absence(reason="the server is draining")
+
+
+Page = tuple[bytes, str]
+
+
+async def no_page(accept: str) -> Page:
+    """Where nobody asks for metrics."""
+    return b"", "text/plain"
 
 
 class LocalLink:
-    """Implements `EngineLink` on an engine that runs on the same event loop."""
+    """Implements `EngineLink` on an engine that runs on the same event loop. `page` renders its metrics."""
 
-    def __init__(self, engine: Engine, clock: Clock) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        clock: Clock,
+        page: Callable[[str], Awaitable[Page]] = no_page,
+    ) -> None:
         self._engine = engine
+        self._page = page
         self.now = clock.now
 
     def submit(self, call: Call, reply: Callable[[Reply], None]) -> None:
@@ -48,9 +64,15 @@ class LocalLink:
             for name, found in self._engine.states.items()
         ]
 
-    def statistics(self) -> Sequence[ModelStatistics]:
+    async def statistics(self) -> Sequence[ModelStatistics]:
         self._engine.catch_up()
         return [_statistics(name, counts) for name, counts in self._engine.counts.items()]
+
+    async def metrics(self, accept: str = "") -> Page:
+        return await self._page(accept)
+
+    def answered(self, call_id: str, span_ns: int) -> None:
+        self._engine.answered(call_id, span_ns)
 
     def load(self, name: str, done: Callable[[str | None], None]) -> None:
         self._engine.maintain("load", name, done)
@@ -58,10 +80,10 @@ class LocalLink:
     def unload(self, name: str, done: Callable[[str | None], None]) -> None:
         self._engine.maintain("unload", name, done)
 
-    def accepting(self) -> bool:
-        return self._engine.accepting
+    def absence(self) -> Absence | None:
+        return None if self._engine.accepting else DRAINING
 
-    def explain(self, call_id: str) -> dict[str, Any] | None:
+    async def explain(self, call_id: str) -> dict[str, Any] | None:
         return self._engine.explain(call_id)
 
 

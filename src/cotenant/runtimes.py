@@ -1,4 +1,5 @@
-"""What runs a scenario's models on its device: ONNX Runtime on the CPU, torch on the CPU or on CUDA.
+"""What runs a scenario's models on its device: ONNX Runtime and Python callables on the CPU, torch on the CPU
+or on CUDA.
 
 A device has one runtime. Torch is an extra: it is imported only when a scenario asks for it.
 """
@@ -8,18 +9,18 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Protocol
 
-from cotenant.catalogue import OnnxModels, Places, locate, settings_of
+from cotenant.catalogue import OnnxModels, Places
 from cotenant.clock import MonotonicClock
 from cotenant.config import ARCHIVE, ConfigError, ModelConfig, Scenario, holds_weights
 from cotenant.cores import available_cores, core_numbers
 from cotenant.domain import ModelMetadata
 from cotenant.execute.lanes import lane_layout
 from cotenant.execute.onnx import OnnxExecutor
-from cotenant.execute.onnx_model import inspect
 from cotenant.execute.onnx_nodes import OnnxInside
 from cotenant.ports import Executor, LaneInfo
 from cotenant.profile.probe import Inside
-from cotenant.profile.records import DeviceFingerprint, cpu_fingerprint, source_hash
+from cotenant.profile.records import DeviceFingerprint, cpu_fingerprint
+from cotenant.user_models import UserModels
 
 DEFAULT_CPU_LANES = 4
 """Most lanes that a CPU gets unless the scenario says otherwise."""
@@ -43,30 +44,56 @@ class Runtime(Protocol):
         """How to look inside a loaded model; None where this runtime cannot."""
         ...
 
+    def hash(self, model: ModelConfig) -> str:
+        """The hash of all that a model is made of now. Blocks. Raises ValueError with the reason."""
+        ...
 
-def open_runtime(scenario: Scenario, where: Places) -> Runtime:
+    def look(self, model: ModelConfig) -> ModelMetadata | None:
+        """What a model would be if it were loaded now, without loading it; None where that shows only when it
+        is loaded. Blocks. Raises ValueError with the reason."""
+        ...
+
+    def reconfigure(self, scenario: Scenario) -> None:
+        """From now on models are loaded as this scenario says; its device is the same."""
+        ...
+
+
+def open_runtime(scenario: Scenario, where: Places, user: UserModels) -> Runtime:
     """The runtime that the scenario's sources and device ask for. Raises ConfigError."""
-    torch = [model.name for model in scenario.models if is_torch(model.source)]
-    others = [model.name for model in scenario.models if not is_torch(model.source)]
-    if torch and others:
-        raise ConfigError(
-            f"{scenario.path}: torch models ({', '.join(torch)}) and ONNX models ({', '.join(others)}) "
-            "cannot share one device in this version; serve them apart"
-        )
-    if torch:
+    if family(scenario, user) == "torch":
+        first = scenario.models[0]
         try:
             from cotenant.torch_runtime import TorchRuntime
         except ImportError as error:
             raise ConfigError(
-                f"{scenario.path}: [[model]] {torch[0]!r} needs torch ({error}); install cotenant[torch], "
+                f"{scenario.path}: [[model]] {first.name!r} needs torch ({error}); install cotenant[torch], "
                 "in a checkout with `make torch`"
             ) from error
         return TorchRuntime(scenario, where)
-    return OnnxRuntime(scenario, where)
+    return OnnxRuntime(scenario, where, user)
+
+
+def family(scenario: Scenario, user: UserModels) -> str:
+    """`torch`, or `onnx` for the runtime of ONNX and Python models. Raises ConfigError for a mixture."""
+    torch: list[str] = []
+    others: list[str] = []
+    for model in scenario.models:
+        try:
+            on_torch = is_torch(model.source) and user.find(model.source) is None
+        except ValueError:  # it goes with the others, and fails when it is loaded
+            continue
+        (torch if on_torch else others).append(model.name)
+    if torch and others:
+        raise ConfigError(
+            f"{scenario.path}: torch models ({', '.join(torch)}) and others ({', '.join(others)}) "
+            "cannot share one device in this version; serve them apart"
+        )
+    return "torch" if torch else "onnx"
 
 
 def is_torch(source: str) -> bool:
-    """Whether a source is a torch model: of the torch zoo, an archive, weights, or a factory."""
+    """Whether a source is a torch model: of the torch zoo, an archive, weights, or a factory (which its name
+    does not tell from a Python model)."""
     scheme, colon, _ = source.partition(":")
     return (
         source.endswith(ARCHIVE)
@@ -87,22 +114,34 @@ def cpu_lanes(scenario: Scenario) -> tuple[LaneInfo, ...]:
 
 
 class OnnxRuntime:
-    """ONNX models on the CPU."""
+    """ONNX models and Python models on the CPU."""
 
-    def __init__(self, scenario: Scenario, where: Places) -> None:
-        self._scenario, self._where = scenario, where
+    def __init__(self, scenario: Scenario, where: Places, user: UserModels) -> None:
         lanes = cpu_lanes(scenario)
         self.device = cpu_fingerprint(lanes, len(available_cores()))
-        self.executor = OnnxExecutor(MonotonicClock(), lanes, OnnxModels(scenario, where, self.device))
+        self._source = OnnxModels(scenario, where, self.device, user)
+        self.executor = OnnxExecutor(MonotonicClock(), lanes, self._source)
         self._paths: dict[str, Path] = {}
 
     def load(self, model: ModelConfig) -> tuple[ModelMetadata, str]:
-        path = locate(model, self._scenario, self._where)
-        metadata = inspect(path, settings_of(model))
-        self.executor.load(metadata, path)
-        self._paths[metadata.name] = path
-        return metadata, source_hash(path)
+        metadata, made_of = self._source.find(model.name)
+        self.executor.load(metadata, made_of)
+        if isinstance(made_of, Path):
+            self._paths[metadata.name] = made_of
+        return metadata, self._source.hash(made_of)
 
-    def inside(self, metadata: ModelMetadata) -> Inside:
+    def hash(self, model: ModelConfig) -> str:
+        return self._source.hash(self._source.made_of(model))
+
+    def look(self, model: ModelConfig) -> ModelMetadata:
+        return self._source.look(model)[0]
+
+    def reconfigure(self, scenario: Scenario) -> None:
+        self._source.reconfigure(scenario)
+
+    def inside(self, metadata: ModelMetadata) -> Inside | None:
+        """None for Python models, which say nothing of themselves."""
+        if metadata.name not in self._paths:
+            return None
         cores = core_numbers(self.executor.lanes[0].units, available_cores())
         return OnnxInside(self._paths[metadata.name], metadata, cores)

@@ -14,7 +14,14 @@ T = TypeVar("T")
 
 
 class ConfigError(ValueError):
-    """A configuration that cannot be used; the message names file, place, what was wrong and expected."""
+    """A configuration that cannot be used; the message names file, place, what was wrong and expected.
+    `where`: the table and the key alone, `[[model]] 'm' slo_ms`; `meant`: the known key that an unknown one
+    is nearest to."""
+
+    def __init__(self, message: str, where: str = "", meant: str | None = None) -> None:
+        super().__init__(message)
+        self.where = where
+        self.meant = meant
 
 
 class TomlChecks:
@@ -68,18 +75,20 @@ class TomlChecks:
         if key not in known:
             close = difflib.get_close_matches(key, known, 1, 0.4)
             hint = f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(known)}"
-            raise ConfigError(f"{self._path}: {what} {key!r}{hint}")
+            place, meant = what.rpartition(":")[0], close[0] if close else None
+            raise ConfigError(f"{self._path}: {what} {key!r}{hint}", f"{place} {key}", meant)
 
     def _choice(self, value: Any, known: tuple[str, ...], where: str) -> str:
         if value not in known:
             close = difflib.get_close_matches(str(value), known, 1, 0.4)
             hint = f"; did you mean {close[0]!r}?" if close else ""
-            raise ConfigError(f"{self._path}: {where} must be one of {', '.join(known)}, not {value!r}{hint}")
+            message = f"must be one of {', '.join(known)}, not {value!r}{hint}"
+            raise ConfigError(f"{self._path}: {where} {message}", where)
         return str(value)
 
     def _check(self, good: Any, where: str, message: str) -> None:
         if not good:
-            raise ConfigError(f"{self._path}: {where} {message}")
+            raise ConfigError(f"{self._path}: {where} {message}", where)
 
 
 def is_number(value: Any) -> bool:

@@ -106,6 +106,15 @@ class TorchRuntime:
         made, settings = self._source.find(model.name)
         return self.executor.load(made, settings), self._source.hash(model)
 
+    def hash(self, model: ModelConfig) -> str:
+        return self._source.hash(model)
+
+    def look(self, model: ModelConfig) -> None:
+        """Weights are read only to be served: what it takes and gives shows when it is loaded."""
+
+    def reconfigure(self, scenario: Scenario) -> None:
+        self._source.reconfigure(scenario)
+
     def inside(self, metadata: ModelMetadata) -> Inside | None:
         """Not in this version: device recordings measure torch models (`experiments/gpu/`)."""
         return None

@@ -28,6 +28,9 @@ from cotenant.execute.lanes import lane_layout
 from cotenant.execute.model import ModelSettings
 from cotenant.execute.onnx import OnnxExecutor
 from cotenant.execute.onnx_model import inspect
+from cotenant.execute.python import PythonSource
+from cotenant.execute.python_metadata import metadata_of
+from cotenant.execute.python_model import Declaration, PythonModel
 from cotenant.ports import Executor
 from cotenant.simulate.driver import VirtualTimers
 from cotenant.simulate.twin.device import Programs
@@ -64,6 +67,15 @@ def make_onnx(tmp_path) -> Subject:
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
     executor = OnnxExecutor(MonotonicClock(), lane_layout(2, 2))
     executor.load(inspect(path, ModelSettings(name="m")), path)
+    return Subject(executor)
+
+
+def make_python(tmp_path) -> Subject:
+    example = {"x": np.zeros((1, 4), np.float32)}
+    settings = ModelSettings(name="m")
+    model = PythonModel(lambda x: {"y": x}, Declaration(settings=settings, example=example))
+    executor = OnnxExecutor(MonotonicClock(), lane_layout(2, 2))
+    executor.load(metadata_of(model, settings), PythonSource(model))
     return Subject(executor)
 
 
@@ -124,11 +136,12 @@ def make_cuda(tmp_path) -> Subject:
     params=[
         make_fake,
         make_onnx,
+        make_python,
         make_twin,
         pytest.param(make_torch, marks=pytest.mark.torch),
         pytest.param(make_cuda, marks=pytest.mark.gpu),
     ],
-    ids=["fake", "onnx", "twin", "torch", "cuda"],
+    ids=["fake", "onnx", "python", "twin", "torch", "cuda"],
 )
 def subject(request, tmp_path) -> Iterator[Subject]:
     made = request.param(tmp_path)

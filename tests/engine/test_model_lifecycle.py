@@ -95,7 +95,7 @@ def states(client: EngineClient) -> dict[str, str]:
 def test_statistics_read_right_after_an_answer_count_its_run(prepared: Prepared) -> None:
     async def use(client: EngineClient) -> None:
         await ask(client, "stays")
-        (found,) = (statistics for statistics in client.statistics() if statistics.name == "stays")
+        (found,) = (statistics for statistics in await client.statistics() if statistics.name == "stays")
         assert found.execution_count == 1
         assert [n for _, n, _ in found.batches] == [1]
 

@@ -106,7 +106,7 @@ def test_without_torch_the_error_says_what_to_install(
 
 def test_torch_and_onnx_models_do_not_share_a_device(tmp_path: Path) -> None:
     path = write(tmp_path, CONFIG + '[[model]]\nname = "other"\nsource = "zoo:echo"\n')
-    with pytest.raises(ConfigError, match=r"torch models .words, pictures. and ONNX models .other."):
+    with pytest.raises(ConfigError, match=r"torch models .words, pictures. and others .other."):
         prepare(load_scenario(path), places(tmp_path))
 
 

@@ -68,6 +68,13 @@ class Process:
     def stderr(self) -> str:
         return "".join(self._errors)
 
+    def more_stdout(self) -> str:
+        """What was printed after the ready line and has not been asked for."""
+        lines = []
+        while not self._lines.empty():
+            lines.append(self._lines.get())
+        return "".join(lines)
+
     def signal(self, number: int) -> None:
         self.child.send_signal(number)
 

@@ -434,7 +434,7 @@ def test_a_call_that_never_ends_is_told_so_when_the_drain_limit_is_over(serve: S
 
 
 class Page:
-    def render(self) -> tuple[bytes, str]:
+    async def render(self, accept: str) -> tuple[bytes, str]:
         return b"cotenant_up 1\n", "text/plain; version=1.0.0"
 
 
@@ -481,7 +481,7 @@ def test_no_body_gives_a_server_error_or_disturbs_the_next_request(
 def test_the_front_end_imports_no_device_code() -> None:
     program = """
 import sys
-import cotenant.serve.http, cotenant.serve.server, cotenant.engine_client
+import cotenant.cli, cotenant.front, cotenant.split_host
 device = ["onnxruntime", "onnx", "torch", "numba"]
 device += ["cotenant." + part for part in ("engine", "schedule", "predict", "execute", "simulate")]
 print([name for name in device if name in sys.modules])

@@ -4,7 +4,19 @@ from __future__ import annotations
 
 from typing import Any
 
-from cotenant.domain import NS_PER_MS, Observation, Outcome, OutcomeKind, Prediction, Request, Variant
+import pytest
+from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
+
+from cotenant.domain import (
+    NS_PER_MS,
+    JobClass,
+    Observation,
+    Outcome,
+    OutcomeKind,
+    Prediction,
+    Request,
+    Variant,
+)
 from cotenant.ports import Observer
 from cotenant.telemetry.metrics import MAX_REASONS, Metrics
 
@@ -42,7 +54,11 @@ def observation(ended_ms: int, finish_ms: tuple[int, ...] = (110, 120, 125, 130,
 
 
 def value(metrics: Metrics, name: str, **labels: str) -> float | None:
-    return metrics.registry.get_sample_value(name, labels)
+    for family in metrics.tally.collect():
+        for sample in family.samples:
+            if sample.name == name and sample.labels == labels:
+                return sample.value
+    return None
 
 
 def test_metrics_is_an_observer() -> None:
@@ -124,3 +140,58 @@ def test_the_page_is_prometheus_text() -> None:
     page, content_type = metrics.render()
     assert content_type.startswith("text/plain")
     assert b'cotenant_requests_total{model="m",outcome="late",reason="none"} 1.0' in page
+
+
+def test_requests_with_a_promise_are_counted_by_class_and_outcome() -> None:
+    metrics = Metrics()
+    metrics.settled(outcome(OutcomeKind.OK))
+    metrics.settled(outcome(OutcomeKind.LATE))
+    best_effort = Request(id="r", model="m", arrived_at=0, deadline_at=None, job_class=JobClass.BEST_EFFORT)
+    metrics.settled(Outcome(request=best_effort, kind=OutcomeKind.OK, reason="", ended_at=1))
+    counted = {"model": "m", "class": "standard"}
+    assert value(metrics, "cotenant_slo_requests_total", **counted, outcome="ok") == 1
+    assert value(metrics, "cotenant_slo_requests_total", **counted, outcome="late") == 1
+    assert value(metrics, "cotenant_slo_requests_total", model="m", **{"class": "best_effort"}) is None
+
+
+def test_slowdown_is_the_run_against_the_time_alone() -> None:
+    metrics = Metrics(lambda variant: 10 * MS)
+    metrics.observed(observation(117))
+    assert value(metrics, "cotenant_run_slowdown_sum", model="m") == pytest.approx(1.5)
+    assert value(metrics, "cotenant_run_corunners_sum", model="m") == 0
+
+
+def test_the_slowdown_of_a_model_that_has_gone_is_not_known() -> None:
+    def solo(variant: Variant) -> int:
+        raise KeyError(variant)
+
+    metrics = Metrics(solo)
+    metrics.observed(observation(117))
+    assert value(metrics, "cotenant_run_slowdown_count", model="m") == 0
+
+
+def test_predicted_and_measured_spans_stand_side_by_side() -> None:
+    metrics = Metrics()
+    metrics.observed(observation(110))
+    assert value(metrics, "cotenant_run_measured_seconds_sum", model="m") == pytest.approx(0.010)
+    assert value(metrics, "cotenant_run_predicted_seconds_count", model="m") == 1
+
+
+def test_openmetrics_shows_the_last_request_of_each_bucket() -> None:
+    metrics = Metrics()
+    traced = "5f5e100-2-4bf92f3577b34da6a3ce929d0e0e4736"
+    for request_id in ("5f5e100-1", traced):
+        request = Request(id=request_id, model="m", arrived_at=100 * MS, deadline_at=None)
+        metrics.settled(Outcome(request=request, kind=OutcomeKind.OK, reason="", ended_at=150 * MS))
+    page, content_type = metrics.render("application/openmetrics-text; version=1.0.0")
+    assert content_type.startswith("application/openmetrics-text")
+    (latency,) = [
+        family
+        for family in parse_openmetrics(page.decode())
+        if family.name == "cotenant_request_latency_seconds"
+    ]
+    (example,) = [sample.exemplar for sample in latency.samples if sample.exemplar]
+    assert example.labels == {"trace_id": traced[-32:], "request_id": traced}
+    assert example.value == pytest.approx(0.05)
+    plain, _ = metrics.render("text/plain")
+    assert traced.encode() not in plain

@@ -79,7 +79,7 @@ def test_no_scale_lies_far_beyond_where_all_policies_are_below_70_per_cent(
     scales = chosen(curves)
     lost = [scale for scale in scales if all(curve(scale) < 0.7 for curve in curves.values())]
     at = max(hinted_at([(scale, curve(scale)) for scale in scales], 0.7) for curve in curves.values())
-    assert len([scale for scale in lost if scale > 1.1 * at]) <= 4
+    assert len([scale for scale in lost if scale > 1.1 * at]) <= 5
 
 
 @given(curve=st.builds(falling, st.floats(0.4, 3.0), st.floats(3.0, 40.0)), start=st.floats(0.3, 3.0))
@@ -91,7 +91,7 @@ def test_a_few_short_runs_tell_where_a_policy_falls(curve: Curve, start: float) 
     apart = scale_at(COARSE)
     for at, level in ((found.high, 0.70), (found.passing, 0.75)):
         assert curve(at / apart) >= level > curve(at * apart)
-    assert scouted(curve, top=False, start=start)[1] <= 8
+    assert scouted(curve, top=False, start=start)[1] <= 10
 
 
 def test_points_are_denser_where_the_reference_passes_75_per_cent() -> None:

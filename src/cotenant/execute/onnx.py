@@ -1,26 +1,23 @@
-"""The default executor: ONNX Runtime on the CPU, one worker thread per lane.
+"""The default executor: models on the CPU, one worker thread per lane. ONNX Runtime runs most of them; Python
+callables run on the same lanes (see `python`).
 
-How this works. Each lane is a thread pinned to its own cores. When every lane has one core a model has one
-session that all lanes share (`run` is thread-safe and one-thread sessions work in the caller's thread);
-otherwise it has one session per lane, whose pool threads are born on the lane's cores. A dispatch is handed
-to its lane through a queue, assembled, run (the GIL is free meanwhile) and cut in the lane, and whoever
-takes it out of `_jobs` first, the lane or an abort, posts its one Completion. A run that is aborted is told
-to terminate, which ONNX Runtime obeys between nodes, but nobody waits for that: the thread is abandoned and
-a new one takes its place. CPU runs have no segment boundaries: `preempt` does nothing.
+How this works. Each lane is a thread pinned to its own cores. A dispatch is handed to its lane through a
+queue, assembled, run (ONNX Runtime and most of numpy leave the GIL free meanwhile) and cut in the lane, and
+whoever takes it out of `_jobs` first, the lane or an abort, posts its one Completion. A run that is aborted
+is told to end, which ONNX Runtime obeys between nodes and Python between bytecodes, but nobody waits for
+that: the thread is abandoned and a new one takes its place. Only Python models can have segments; a run that
+is preempted at a boundary is kept until the dispatch that resumes it, or an abort.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
 
-import numpy as np
-import onnxruntime as ort
-
 from cotenant.clock import Clock
-from cotenant.cores import available_cores, core_numbers, pinned
+from cotenant.cores import available_cores, core_numbers
 from cotenant.domain import (
     Completion,
     Device,
@@ -28,14 +25,14 @@ from cotenant.domain import (
     Event,
     Maintain,
     ModelMetadata,
+    Progress,
     SoloProfile,
     Variant,
 )
-from cotenant.execute.batch import Array, Batcher
+from cotenant.execute.lane_model import LaneModel, LaneRun, Loadable
 from cotenant.execute.lanes import LaneThread, lane_layout
 from cotenant.execute.maintenance import Loaded, Maintenance
-from cotenant.execute.model import example_inputs
-from cotenant.execute.onnx_session import LoadedModel, describe, open_session, warm
+from cotenant.execute.onnx_session import OnnxFile, describe
 from cotenant.ports import LaneInfo, Sink, Tensors
 
 CLOSE_WAIT_S = 2.0
@@ -45,12 +42,12 @@ CLOSE_WAIT_S = 2.0
 class Source(Protocol):
     """Finds models that are to be loaded while serving, and says how fast they are. May block."""
 
-    def find(self, name: str) -> tuple[ModelMetadata, Path]:
-        """The model's file. Raises ValueError when there is none."""
+    def find(self, name: str) -> tuple[ModelMetadata, Path | Loadable]:
+        """The model's file, or what else it is made of. Raises ValueError when there is none."""
         ...
 
     def profiled(
-        self, metadata: ModelMetadata, path: Path, run: Callable[[Variant], int]
+        self, metadata: ModelMetadata, made_of: Path | Loadable, run: Callable[[Variant], int]
     ) -> tuple[ModelMetadata, Sequence[SoloProfile]]:
         """The model with its SLO settled, and its solo profiles. `run` runs a variant once, beside whatever
         else runs, and returns the span (ns)."""
@@ -61,30 +58,31 @@ class LoadedBefore:
     """A `Source` of the models that the executor has loaded once; nothing is known of their speed."""
 
     def __init__(self) -> None:
-        self.known: dict[str, tuple[ModelMetadata, Path]] = {}
+        self.known: dict[str, tuple[ModelMetadata, Path | Loadable]] = {}
 
-    def find(self, name: str) -> tuple[ModelMetadata, Path]:
+    def find(self, name: str) -> tuple[ModelMetadata, Path | Loadable]:
         if name not in self.known:
             raise ValueError(f"unknown model {name!r}")
         return self.known[name]
 
     def profiled(
-        self, metadata: ModelMetadata, path: Path, run: Callable[[Variant], int]
+        self, metadata: ModelMetadata, made_of: Path | Loadable, run: Callable[[Variant], int]
     ) -> tuple[ModelMetadata, Sequence[SoloProfile]]:
         return metadata, ()
 
 
 class Job:
-    """A dispatch on its way through a lane."""
+    """A dispatch on its way through a lane. Instants in ns."""
 
-    __slots__ = ("dispatch", "inputs", "model", "options", "started_at")
+    __slots__ = ("dispatch", "ends_at", "model", "run", "started_at")
 
-    def __init__(self, dispatch: Dispatch, inputs: Sequence[Tensors], model: LoadedModel, now: int) -> None:
+    def __init__(self, dispatch: Dispatch, model: LaneModel, now: int) -> None:
         self.dispatch = dispatch
-        self.inputs = inputs
         self.model = model
-        self.options = ort.RunOptions()
+        self.run: LaneRun
         self.started_at = now
+        self.ends_at: list[int] = []
+        """End of each segment that has passed; empty for a model without boundaries."""
 
 
 class OnnxExecutor:
@@ -99,13 +97,14 @@ class OnnxExecutor:
     ) -> None:
         self._cores = available_cores()
         self.lanes = tuple(lanes or lane_layout(min(4, len(self._cores)), len(self._cores)))
-        self.models: dict[str, LoadedModel] = {}
+        self.models: dict[str, LaneModel] = {}
         self._clock = clock
         self._before = LoadedBefore()
         self._source: Source = source or self._before
         self._sink: Sink | None = None
         self._jobs: dict[int, Job] = {}
         self._results: dict[int, Sequence[Tensors]] = {}
+        self._kept: dict[int, tuple[LaneModel, LaneRun]] = {}
         self._closed = False
         self._loading = threading.Lock()
         self._threads = [self._new_thread(lane) for lane in self.lanes]
@@ -120,31 +119,24 @@ class OnnxExecutor:
 
     # --- models ---------------------------------------------------------------------------------------
 
-    def load(self, metadata: ModelMetadata, path: Path) -> None:
-        """Make a model servable, every variant run once on each session. Blocks: not for the deciding
-        thread. Raises ValueError naming the file and the reason; a model of the same name stays then."""
+    def load(self, metadata: ModelMetadata, made_of: Path | Loadable) -> None:
+        """Make a model servable, every variant run once. Blocks: not for the deciding thread. Raises
+        ValueError naming the model and the reason; a model of the same name stays then."""
         with self._loading:
-            self._before.known[metadata.name] = (metadata, path)
-            try:
-                model = LoadedModel(metadata, self._sessions(path))
-                warm(model)
-            except Exception as error:
-                raise ValueError(f"model file {path.name}: {describe(error)}") from error
-            self.models[metadata.name] = model
+            self._before.known[metadata.name] = (metadata, made_of)
+            self.models[metadata.name] = self._opened(metadata, made_of)
+
+    def _opened(self, metadata: ModelMetadata, made_of: Path | Loadable) -> LaneModel:
+        loadable = OnnxFile(made_of) if isinstance(made_of, Path) else made_of
+        try:
+            return loadable.open(metadata, self.lanes, self._cores)
+        except Exception as error:
+            raise ValueError(f"{loadable.label}: {describe(error)}") from error
 
     def unload(self, name: str) -> None:
         """Forget the model; runs under way end undisturbed. Raises ValueError when it is not loaded."""
         if self.models.pop(name, None) is None:
             raise ValueError(f"model {name!r} is not loaded")
-
-    def _sessions(self, path: Path) -> list[ort.InferenceSession]:
-        if all(len(lane.units) == 1 for lane in self.lanes):
-            return [open_session(path, 1)]
-        sessions = []
-        for lane in self.lanes:
-            with pinned(core_numbers(lane.units, self._cores)):  # pool threads inherit the cores
-                sessions.append(open_session(path, len(lane.units)))
-        return sessions
 
     # --- Executor -------------------------------------------------------------------------------------
 
@@ -158,30 +150,45 @@ class OnnxExecutor:
             problem = "the executor is closed" if self._closed else f"{dispatch.variant.model} is not loaded"
             self._fail(dispatch, now, problem)
             return
-        job = Job(dispatch, inputs, model, now)
+        job = Job(dispatch, model, now)
+        resumed = None
+        if dispatch.resumes is not None:
+            kept_model, resumed = self._kept.pop(dispatch.resumes, (None, None))
+            if kept_model is not model:  # also when another version was loaded meanwhile
+                self._fail(dispatch, now, "what it should go on with is gone")
+                return
+        job.run = model.begin(dispatch, inputs, lambda segment: self._passed(job, segment), resumed)
         self._jobs[dispatch.id] = job
         self._threads[dispatch.lane].put(job)
 
     def preempt(self, dispatch_id: int) -> None:
-        """Nothing: a CPU run has no boundaries."""
+        """Only models in segments have boundaries to stop at."""
+        job = self._jobs.get(dispatch_id)
+        if job is not None:
+            job.run.preempt()
 
     def abort(self, dispatch_id: int, reason: str) -> None:
         """Give up a dispatch: its Completion, with `lane_lost`, is posted at once; `Device(restarted)`
-        follows when the lane has a new thread. Nothing happens if the dispatch has ended."""
+        follows when the lane has a new thread. A dispatch that was stopped at a boundary is forgotten;
+        nothing happens if it has ended."""
+        self._kept.pop(dispatch_id, None)
         job = self._jobs.pop(dispatch_id, None)
         if job is None:
             return
-        job.options.terminate = True
         lane = job.dispatch.lane
         thread = self._threads[lane]
         thread.abandoned = True
         thread.stop()
-        job.model.batchers.pop(id(thread), None)
+        job.run.give_up()
+        job.model.lane_lost(lane, id(thread))
         self._fail(job.dispatch, job.started_at, reason, lane_lost=True)
+
+        def ready() -> None:
+            job.model.lane_restarted(lane)
+            self._post(Device("restarted", lane))
+
         if not self._closed:
-            self._threads[lane] = self._new_thread(
-                self.lanes[lane], lambda: self._post(Device("restarted", lane))
-            )
+            self._threads[lane] = self._new_thread(self.lanes[lane], ready)
 
     def take_results(self, dispatch_id: int) -> Sequence[Tensors] | None:
         return self._results.pop(dispatch_id, None)
@@ -195,7 +202,7 @@ class OnnxExecutor:
             return
         self._closed = True
         for job in list(self._jobs.values()):
-            job.options.terminate = True
+            job.run.give_up()
         for lane in self._threads:
             lane.stop()
         self._maintenance.stop()
@@ -206,25 +213,22 @@ class OnnxExecutor:
     # --- in the lane ----------------------------------------------------------------------------------
 
     def _run(self, thread: LaneThread[Job], job: Job) -> None:
-        dispatch, model = job.dispatch, job.model
-        session = model.session(dispatch.lane)
-        names, options = model.output_names, job.options
+        dispatch = job.dispatch
         started_at = job.started_at = self._clock.now()
-        results: Sequence[Tensors] = ()
+        results: Sequence[Tensors] | None = None
         error: str | None = None
-
-        def run(feed: Mapping[str, Array]) -> Sequence[Array]:
-            outputs: Sequence[Array] = session.run(names, feed, options)
-            return outputs
-
         try:
-            results = model.batcher(id(thread)).run(dispatch.variant, job.inputs, run)
-        except Exception as problem:
+            results = job.run.run(id(thread))
+        except (Exception, SystemExit) as problem:
             error = describe(problem)
-        ended_at = self._clock.now()
-        if self._jobs.pop(dispatch.id, None) is None:
-            return  # aborted meanwhile: somebody else has answered
-        if error is None:
+        stopped = error is None and results is None
+        ended_at = job.ends_at[-1] if stopped else self._clock.now()
+        if stopped:
+            self._kept[dispatch.id] = (job.model, job.run)
+        if self._jobs.pop(dispatch.id, None) is None:  # aborted meanwhile: somebody else has answered
+            self._kept.pop(dispatch.id, None)
+            return
+        if results is not None:
             self._results[dispatch.id] = results
         self._post(
             Completion(
@@ -232,9 +236,17 @@ class OnnxExecutor:
                 lane=dispatch.lane,
                 started_at=started_at,
                 ended_at=ended_at,
+                segment_ended_at=tuple(job.ends_at),
+                next_segment=dispatch.first_segment + len(job.ends_at) if stopped else None,
                 error=error,
             )
         )
+
+    def _passed(self, job: Job, segment: int) -> None:
+        at = self._clock.now()
+        job.ends_at.append(at)
+        if segment < job.dispatch.end_segment and job.dispatch.id in self._jobs:
+            self._post(Progress(job.dispatch.id, segment, at))
 
     # --- inside ---------------------------------------------------------------------------------------
 
@@ -261,15 +273,17 @@ class OnnxExecutor:
         )
 
     def _load_and_profile(self, name: str) -> Loaded:
-        found, path = self._source.find(name)
-        self.load(found, path)
-        model, random = self.models[name], np.random.default_rng(0)
-        session, batcher = model.session(0), Batcher(found)
+        """The model serves only when it has been profiled: until then nothing else runs on it."""
+        found, made_of = self._source.find(name)
+        with self._loading:
+            model = self._opened(found, made_of)
 
-        def run(variant: Variant) -> int:
-            inputs = [example_inputs(found, variant, random)]
-            began = self._clock.now()
-            batcher.run(variant, inputs, lambda feed: session.run(model.output_names, feed))
-            return self._clock.now() - began
+            def run(variant: Variant) -> int:
+                trial = model.trial(variant)
+                began = self._clock.now()
+                trial()
+                return self._clock.now() - began
 
-        return self._source.profiled(found, path, run)
+            loaded = self._source.profiled(found, made_of, run)
+            self.models[name] = model
+        return loaded

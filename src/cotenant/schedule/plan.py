@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
-from cotenant.domain import LEVELS, Axes, JobClass, ModelSpec, Request, Variant
+from cotenant.domain import LEVELS, Alternative, Axes, JobClass, ModelSpec, Request, Variant
 from cotenant.schedule.queue import NEVER, DeadlineQueue, due
 from cotenant.schedule.view import Suspended, View
 
@@ -68,13 +68,14 @@ class Offer:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Choice:
-    """One dispatch that a policy wants: a new batch (`offer`), or one that was stopped (`resume`). `why` goes
-    to the log."""
+    """One dispatch that a policy wants: a new batch (`offer`), or one that was stopped (`resume`). `why` and
+    `alternatives` go to the log and into explanations."""
 
     lane: int
     why: str
     offer: Offer | None = None
     resume: Suspended | None = None
+    alternatives: tuple[Alternative, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

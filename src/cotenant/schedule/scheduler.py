@@ -38,6 +38,7 @@ from cotenant.domain import (
     Preempt,
     Progress,
     Request,
+    Respecified,
     Settle,
     Snapshot,
     Started,
@@ -125,6 +126,9 @@ class Scheduler:
                     self.add_model(event.spec)
             case Command(kind, model):
                 self._command(kind, model)
+            case Respecified(spec):
+                if spec.name in self.view.specs:
+                    self.view.specs[spec.name] = spec
             case Wakeup(late_ns):
                 self.view.lateness_ns = late_ns
                 self._give_up_hung()
@@ -165,6 +169,8 @@ class Scheduler:
             self._settle(request, OutcomeKind.REJECTED, "not available: model is not loaded")
         elif queue.rows + request.rows > self._config.max_queued_rows:
             self._settle(request, OutcomeKind.REJECTED, "not available: queue is full")
+        elif request.rows > view.specs[request.model].max_batch:  # checked against the model before this one
+            self._settle(request, OutcomeKind.REJECTED, "not available: model has changed")
         else:
             view.load.arrived(request)
             verdict = self.policy.admit(view, request)
@@ -393,6 +399,7 @@ class Scheduler:
             prediction=prediction,
             snapshot=snapshot,
             why=f"resumed at a segment boundary: {choice.why}",
+            alternatives=choice.alternatives,
         )
         self._launch(resumed, lane, suspended.rank(self.view.at)[0])
 
@@ -421,6 +428,7 @@ class Scheduler:
             prediction=self._predict(offer.variant, lane, snapshot),
             snapshot=snapshot,
             why=choice.why,
+            alternatives=choice.alternatives,
         )
         classes = [request.job_class for request in offer.requests]
         self._launch(dispatch, lane, offer.job_class if offer.aged else min(classes))

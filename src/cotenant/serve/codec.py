@@ -1,4 +1,4 @@
-"""A model's codec: V2 infer requests validated against the model, and its answers encoded."""
+"""A model's codec: V2 infer requests validated against the model, and its answers encoded for HTTP."""
 
 from __future__ import annotations
 
@@ -14,12 +14,13 @@ from cotenant.ports import Tensors
 from cotenant.serve.errors import BadRequest
 from cotenant.serve.oip import (
     REQUEST,
+    BodyData,
     Encoded,
     Inference,
     InferRequest,
     InputTensor,
+    TensorData,
     WantedTensor,
-    binary_size,
     boolean,
     decode_json,
     refuse_unsupported,
@@ -52,59 +53,47 @@ class ModelCodec:
     # --- decoding ---------------------------------------------------------------------------------
 
     def decode(self, body: bytes | bytearray, json_bytes: int | None) -> Inference:
-        """Validate a request. `json_bytes` is the value of `Inference-Header-Content-Length`, if given."""
+        """Validate a request over HTTP. `json_bytes` is the value of `Inference-Header-Content-Length`, if
+        given."""
         if json_bytes == 0:
             return self._decode_raw(body)
         if json_bytes is None:
-            request: InferRequest = decode_json(REQUEST, body)
-            binary = memoryview(b"")
-        elif json_bytes > len(body):
+            return self.inference(decode_json(REQUEST, body), BodyData(memoryview(b""), has_binary=False))
+        if json_bytes > len(body):
             raise BadRequest(
                 400, f"Inference-Header-Content-Length is {json_bytes}, but the body has {len(body)} bytes"
             )
-        else:
-            view = memoryview(body)
-            request = decode_json(REQUEST, view[:json_bytes])
-            binary = view[json_bytes:]
+        view = memoryview(body)
+        request = decode_json(REQUEST, view[:json_bytes])
+        return self.inference(request, BodyData(view[json_bytes:], has_binary=True))
+
+    def inference(self, request: InferRequest, data: TensorData, *, in_binary: bool = False) -> Inference:
+        """Validate a request of any protocol, whose inputs are read from `data`. `in_binary`: how outputs are
+        wanted of which it does not say so."""
         parameters = request.parameters or {}
         refuse_unsupported(parameters, "parameters")
-        inputs, rows, axes = self._inputs(request.inputs, binary, json_bytes is not None)
+        inputs, rows, axes = self._inputs(request.inputs, data)
         return Inference(
             id=request.id,
             inputs=inputs,
             rows=rows,
             axes=axes,
-            wanted=self._wanted(request.outputs, parameters),
+            wanted=self._wanted(request.outputs, parameters, in_binary),
             timeout_us=parameters.get("timeout"),
             priority=parameters.get("priority", 0),
         )
 
-    def _inputs(
-        self, tensors: list[InputTensor], binary: memoryview, has_binary: bool
-    ) -> tuple[dict[str, Array], int, Axes]:
+    def _inputs(self, tensors: list[InputTensor], data: TensorData) -> tuple[dict[str, Array], int, Axes]:
         arrays: dict[str, Array] = {}
         sizes: dict[str | None, tuple[int, str]] = {}
-        at = 0
         for index, tensor in enumerate(tensors):
             field = f"inputs[{index}] '{tensor.name}'"
             decoder = self._decoder(tensor, field, arrays)
             self._check_shape(decoder.spec, tensor.shape, field, sizes)
-            n_bytes = binary_size(tensor, field, has_binary)
-            if n_bytes is None:
-                arrays[tensor.name] = decoder.from_json(tensor.data, tensor.shape, field)
-                continue
-            if n_bytes > len(binary) - at:
-                raise BadRequest(
-                    400,
-                    f"{field}: parameters.binary_data_size is {n_bytes}, but {len(binary) - at} bytes "
-                    "of binary data are left in the body",
-                )
-            arrays[tensor.name] = decoder.from_bytes(binary[at : at + n_bytes], tensor.shape, field)
-            at += n_bytes
-        if at != len(binary):
-            raise BadRequest(
-                400, f"the body has {len(binary)} bytes of binary data, but the inputs claim {at} of them"
-            )
+            if tensor.parameters:
+                refuse_unsupported(tensor.parameters, f"{field}: parameters")
+            arrays[tensor.name] = data.read(index, tensor, decoder, field)
+        data.finish()
         if len(arrays) != len(self._decoders):
             missing = [name for name in self._decoders if name not in arrays]
             raise BadRequest(400, f"inputs: missing {_names(missing)} of model '{self.metadata.name}'")
@@ -191,9 +180,9 @@ class ModelCodec:
         return tuple(sorted(axes))
 
     def _wanted(
-        self, outputs: list[WantedTensor] | None, parameters: dict[str, Any]
+        self, outputs: list[WantedTensor] | None, parameters: dict[str, Any], in_binary: bool
     ) -> tuple[tuple[TensorSpec, bool], ...]:
-        in_binary = boolean(parameters, "binary_data_output", "parameters", False)
+        in_binary = boolean(parameters, "binary_data_output", "parameters", in_binary)
         if not outputs:
             if self._json_refused and not in_binary:
                 for spec in self.metadata.outputs:
@@ -293,6 +282,20 @@ class ModelCodec:
         if not tail:
             return Encoded(head, None)
         return Encoded(b"".join((head, *tail)), len(head))
+
+
+class ModelCodecs:
+    """The codecs of the loaded models."""
+
+    def __init__(self) -> None:
+        self._codecs: dict[str, ModelCodec] = {}
+
+    def of(self, metadata: ModelMetadata) -> ModelCodec:
+        """The model's codec; a new one when it has been loaded anew."""
+        codec = self._codecs.get(metadata.name)
+        if codec is None or codec.metadata is not metadata:
+            codec = self._codecs[metadata.name] = ModelCodec(metadata)
+        return codec
 
 
 def _names(names: Any) -> str:

@@ -53,12 +53,15 @@ def find_model(client: EngineClient, name: str, version: str | None) -> ModelMet
 # --- deadline -------------------------------------------------------------------------------------
 
 
-def budget_ns(timeout_us: object, slo_ms: bytes | None, timeout_s: bytes | None) -> int | None:
-    """The budget the client asked for: the smallest of V2 `timeout` (us), `x-slo-ms` and
-    `x-request-timeout-seconds`; None when none is given. Raises BadRequest on a malformed one."""
+def budget_ns(
+    timeout_us: object, slo_ms: bytes | None, timeout_s: bytes | None, protocol_ns: int | None = None
+) -> int | None:
+    """The budget the client asked for: the smallest of V2 `timeout` (us), `x-slo-ms`,
+    `x-request-timeout-seconds` and what the protocol itself says (a gRPC deadline); None when none is given.
+    Raises BadRequest on a malformed one."""
     if timeout_us is None and slo_ms is None and timeout_s is None:
-        return None
-    budgets: list[int] = []
+        return protocol_ns
+    budgets: list[int] = [] if protocol_ns is None else [protocol_ns]
     if timeout_us is not None:
         if type(timeout_us) is not int or not 0 < timeout_us * 1000 <= LONGEST_BUDGET_NS:
             raise BadRequest(
@@ -138,9 +141,21 @@ STATUS: dict[OutcomeKind, int] = {
 """HTTP status by outcome; a refusal for want of a server is 503 instead."""
 
 
-def refusal(outcome: Outcome) -> Answer:
-    """The answer to a request that got no result. A failure's details stay in the log: only the fixed
-    phrase before ':' leaves the server."""
+class Failure(Struct, frozen=True, kw_only=True):
+    """What a client is told of a request that got no result; each protocol says it in its own form. `status`
+    is the HTTP status."""
+
+    status: int
+    message: str
+    reason: str
+    predicted_ms: float | None = None
+    retry_after_ms: float | None = None
+    outcome: OutcomeKind | None = None
+
+
+def failure(outcome: Outcome) -> Failure:
+    """What to tell of an outcome without a result. A failure's details stay in the log: only the fixed phrase
+    before ':' leaves the server."""
     status = STATUS[outcome.kind]
     reason = outcome.reason
     if reason.startswith(UNAVAILABLE) and outcome.kind in (OutcomeKind.REJECTED, OutcomeKind.CANCELLED):
@@ -150,13 +165,26 @@ def refusal(outcome: Outcome) -> Answer:
     predicted_ms: float | None = None
     if outcome.predicted_at is not None:
         predicted_ms = (outcome.predicted_at - outcome.request.arrived_at) / NS_PER_MS
-    return error_answer(
-        status,
-        f"request {outcome.kind}: {reason}",
+    return Failure(
+        status=status,
+        message=f"request {outcome.kind}: {reason}",
         reason=reason,
         predicted_ms=predicted_ms,
         retry_after_ms=_retry_after_ms(outcome) if status in (429, 503) else None,
         outcome=outcome.kind,
+    )
+
+
+def refusal(outcome: Outcome) -> Answer:
+    """The HTTP answer to a request that got no result."""
+    told = failure(outcome)
+    return error_answer(
+        told.status,
+        told.message,
+        reason=told.reason,
+        predicted_ms=told.predicted_ms,
+        retry_after_ms=told.retry_after_ms,
+        outcome=told.outcome,
     )
 
 

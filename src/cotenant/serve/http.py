@@ -11,10 +11,10 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
-from cotenant.engine_client import EngineClient
-from cotenant.serve.dataplane import error_answer
+from cotenant.engine_client import EngineClient, EngineDownError
+from cotenant.serve.dataplane import UNAVAILABLE, error_answer
 from cotenant.serve.errors import BadRequest
-from cotenant.serve.infer_route import InferRoute, Receive, Scope, Send
+from cotenant.serve.infer_route import InferRoute, OnSent, Receive, Scope, Send
 from cotenant.serve.model_routes import ModelRoutes
 from cotenant.serve.repository_routes import RepositoryRoutes
 from cotenant.serve.settings import ServeConfig
@@ -26,11 +26,15 @@ GET /v2  GET /v2/models  POST /v2/models/MODEL/infer  GET /v2/requests/ID  GET /
 """
 
 
+Page = tuple[bytes, str]
+
+
 class MetricsPage(Protocol):
     """What `GET /metrics` shows."""
 
-    def render(self) -> tuple[bytes, str]:
-        """The page and its content type."""
+    async def render(self, accept: str) -> Page:
+        """The page and its content type, for a client that sends `accept` as its Accept header. Raises
+        EngineDownError."""
         ...
 
 
@@ -54,8 +58,11 @@ class App:
         return await self._rest(scope, receive, send)
 
 
-def make_app(client: EngineClient, metrics: MetricsPage | None, config: ServeConfig) -> App:
-    """The HTTP front end of one engine; without `metrics`, `/metrics` is unknown."""
+def make_app(
+    client: EngineClient, metrics: MetricsPage | None, config: ServeConfig, on_sent: OnSent | None = None
+) -> App:
+    """The HTTP front end of one engine; without `metrics`, `/metrics` is unknown. `on_sent` is told how long
+    answering took."""
     routes = [
         Route("/", _greeting(config), methods=["GET"]),
         *ModelRoutes(client, config).routes(),
@@ -64,10 +71,15 @@ def make_app(client: EngineClient, metrics: MetricsPage | None, config: ServeCon
     ]
     rest = Starlette(
         routes=routes,
-        exception_handlers={HTTPException: _http_error, BadRequest: _bad_request, Exception: _internal_error},
+        exception_handlers={
+            HTTPException: _http_error,
+            BadRequest: _bad_request,
+            EngineDownError: _engine_down,
+            Exception: _internal_error,
+        },
     )
     rest.router.redirect_slashes = False
-    return App(InferRoute(client, config), rest, client)
+    return App(InferRoute(client, config, on_sent), rest, client)
 
 
 def _greeting(config: ServeConfig) -> Callable[[Request], Awaitable[Response]]:
@@ -83,8 +95,8 @@ def _metrics_routes(metrics: MetricsPage | None) -> Sequence[Route]:
     if metrics is None:
         return ()
 
-    async def page(_: Request) -> Response:
-        body, content_type = metrics.render()
+    async def page(request: Request) -> Response:
+        body, content_type = await metrics.render(request.headers.get("accept", ""))
         return Response(body, headers={"content-type": content_type})
 
     return (Route("/metrics", page, methods=["GET"]),)
@@ -111,6 +123,10 @@ async def _http_error(request: Request, error: Exception) -> Response:
 async def _bad_request(_: Request, error: Exception) -> Response:
     assert isinstance(error, BadRequest)
     return _error(error.status, error.message)
+
+
+async def _engine_down(_: Request, error: Exception) -> Response:
+    return _error(503, f"{UNAVAILABLE}: {error}")
 
 
 async def _internal_error(_: Request, __: Exception) -> Response:

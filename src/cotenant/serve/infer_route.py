@@ -18,7 +18,7 @@ from typing import Any
 from cotenant.domain import ModelMetadata, OutcomeKind
 from cotenant.engine_client import EngineClient, Reply
 from cotenant.serve.answering import AnswerTimes
-from cotenant.serve.codec import ModelCodec
+from cotenant.serve.codec import ModelCodec, ModelCodecs
 from cotenant.serve.dataplane import (
     JSON_TYPE,
     UNAVAILABLE,
@@ -32,11 +32,14 @@ from cotenant.serve.dataplane import (
 from cotenant.serve.errors import BadRequest
 from cotenant.serve.oip import Encoded, Inference
 from cotenant.serve.settings import ServeConfig
+from cotenant.telemetry.logs import Logger
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
+OnSent = Callable[[str, int], None]
+"""Told the id of a call whose answer was sent, and how long after the end of its run that was (ns)."""
 
 _READ_HEADERS = frozenset(
     (
@@ -47,6 +50,9 @@ _READ_HEADERS = frozenset(
         b"x-request-timeout-seconds",
     )
 )
+_LOG = Logger("http")
+REQUEST_ID = "cotenant.request_id"
+"""Key of the scope under which an application around this one may have put the request's id."""
 _LATE = (b"x-cotenant-outcome", b"late")
 _BINARY_TYPE = (b"content-type", b"application/octet-stream")
 LINGER_S = 2.0
@@ -97,18 +103,19 @@ class Watch:
 class InferRoute:
     """Answers infer requests; holds the decoders of the loaded models."""
 
-    def __init__(self, client: EngineClient, config: ServeConfig) -> None:
+    def __init__(self, client: EngineClient, config: ServeConfig, on_sent: OnSent | None = None) -> None:
         self._client = client
         self._config = config
+        self._on_sent = on_sent
         self._times = AnswerTimes()
-        self._codecs: dict[str, ModelCodec] = {}
+        self._codecs = ModelCodecs()
         self._pool = ThreadPoolExecutor(config.n_json_threads, thread_name_prefix="cotenant-json")
 
     async def __call__(
         self, scope: Scope, receive: Receive, send: Send, model: str, version: str | None, arrived_at: int
     ) -> None:
         """Answer one request. `arrived_at` was stamped when the headers had been parsed."""
-        call_id = self._client.new_id()
+        call_id = scope.get(REQUEST_ID) or self._client.new_id()
         try:
             headers = _headers(scope)
             metadata = find_model(self._client, model, version)
@@ -124,11 +131,17 @@ class InferRoute:
             # uvicorn cancels what outlives the drain limit; nothing awaits this task but the client
             answer = error_answer(503, f"{UNAVAILABLE}: the server is shutting down")
         except Exception:
+            _LOG.error(
+                "http.internal_error", "the request could not be served", request_id=call_id, model=model
+            )
             await _send(send, error_answer(500, "internal error"), call_id)
             raise
         await _send(send, answer, call_id)
         if answer.ended_at is not None:
-            self._times.sent(self._client.now() - answer.ended_at)
+            span_ns = self._client.now() - answer.ended_at
+            self._times.sent(span_ns)
+            if self._on_sent is not None:
+                self._on_sent(call_id, span_ns)
 
     # --- reading ----------------------------------------------------------------------------------
 
@@ -168,12 +181,6 @@ class InferRoute:
             ) from None
         return body
 
-    def _codec(self, metadata: ModelMetadata) -> ModelCodec:
-        codec = self._codecs.get(metadata.name)
-        if codec is None or codec.metadata is not metadata:
-            codec = self._codecs[metadata.name] = ModelCodec(metadata)
-        return codec
-
     # --- answering --------------------------------------------------------------------------------
 
     async def _answer(
@@ -185,7 +192,7 @@ class InferRoute:
         call_id: str,
         arrived_at: int,
     ) -> Answer:
-        codec = self._codec(metadata)
+        codec = self._codecs.of(metadata)
         json_bytes = _json_bytes(headers)
         inference: Inference
         if codec.slow_bytes(body, json_bytes) > self._config.large_json_bytes:
@@ -195,8 +202,10 @@ class InferRoute:
         slo_ns = budget_ns(
             inference.timeout_us, headers.get(b"x-slo-ms"), headers.get(b"x-request-timeout-seconds")
         )
-        if not self._client.accepting():
-            return error_answer(503, f"{UNAVAILABLE}: the server is draining")
+        absence = self._client.absence()
+        if absence is not None:
+            reason = f"{UNAVAILABLE}: {absence.reason}"
+            return error_answer(503, reason, retry_after_ms=absence.retry_after_ms)
         watch = Watch(receive, self._config.watch_after_ms / 1000)
         try:
             reply = await infer(

@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
 
 import orjson
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from cotenant.domain import NS_PER_MS, ModelMetadata, TensorSpec
-from cotenant.engine_client import EngineClient, ModelStatistics
+from cotenant.domain import ModelMetadata
+from cotenant.engine_client import EngineClient
 from cotenant.serve.dataplane import find_model
+from cotenant.serve.describe import (
+    check_ready,
+    model_metadata,
+    model_statistics,
+    server_metadata,
+    server_ready,
+    triton_config,
+)
 from cotenant.serve.errors import BadRequest
 from cotenant.serve.settings import ServeConfig
-
-EXTENSIONS = (
-    "binary_tensor_data",
-    "model_configuration",
-    "statistics",
-    "schedule_policy",
-)
-"""V2 extensions that are supported in full, up to what `oip.UNSUPPORTED` refuses."""
+from cotenant.telemetry.explanation import FORGOTTEN, UNKNOWN
 
 
 def json_response(value: object, status: int = 200) -> Response:
@@ -62,14 +63,7 @@ class ModelRoutes:
 
     async def server(self, _: Request) -> Response:
         """Server metadata."""
-        control = ("model_repository",) if self._config.allow_model_control else ()
-        return json_response(
-            {
-                "name": self._config.name,
-                "version": self._config.version,
-                "extensions": [*EXTENSIONS, *control],
-            }
-        )
+        return json_response(server_metadata(self._config))
 
     async def live(self, _: Request) -> Response:
         """200 as long as the process answers."""
@@ -77,9 +71,12 @@ class ModelRoutes:
 
     async def ready(self, _: Request) -> Response:
         """200 when requests are taken and no configured model is still loading. A model that failed to load
-        does not make the others unreachable."""
-        loading = any(status.state == "LOADING" for status in self._client.status())
-        ready = self._client.accepting() and not loading
+        does not make the others unreachable, nor does one that is loaded later: a server that has once been
+        ready stays so until it stops taking requests."""
+        absence = self._client.absence()
+        if absence is not None:
+            return json_response({"ready": False, "reason": absence.reason}, 503)
+        ready = server_ready(self._client)
         return json_response({"ready": ready}, 200 if ready else 503)
 
     async def models(self, _: Request) -> Response:
@@ -88,24 +85,12 @@ class ModelRoutes:
 
     async def model(self, request: Request) -> Response:
         """Model metadata."""
-        metadata = self._find(request)
-        return json_response(
-            {
-                "name": metadata.name,
-                "versions": metadata.versions,
-                "platform": metadata.platform,
-                "inputs": [_tensor(spec) for spec in metadata.inputs],
-                "outputs": [_tensor(spec) for spec in metadata.outputs],
-                "parameters": _facts(metadata),
-            }
-        )
+        return json_response(model_metadata(self._find(request)))
 
     async def model_ready(self, request: Request) -> Response:
         """200 when the model can be asked; else 503, or 404 when unknown."""
         metadata = self._find(request)
-        for status in self._client.status():
-            if status.name == metadata.name and status.state != "READY":
-                raise BadRequest(503, f"not available: model '{metadata.name}' is {status.state.lower()}")
+        check_ready(self._client, metadata)
         return json_response({"name": metadata.name, "ready": True})
 
     async def model_config(self, request: Request) -> Response:
@@ -115,124 +100,27 @@ class ModelRoutes:
     async def model_statistics(self, request: Request) -> Response:
         """Statistics of one model."""
         metadata = self._find(request)
-        return self._statistics({metadata.name: metadata})
+        return await self._statistics({metadata.name: metadata})
 
     async def all_statistics(self, _: Request) -> Response:
         """Statistics of every loaded model."""
-        return self._statistics(self._client.metadata())
+        return await self._statistics(self._client.metadata())
 
-    def _statistics(self, models: Any) -> Response:
-        found = [
-            triton_statistics(statistics, models[statistics.name])
-            for statistics in self._client.statistics()
-            if statistics.name in models
-        ]
-        return json_response({"model_stats": found})
+    async def _statistics(self, models: Mapping[str, ModelMetadata]) -> Response:
+        return json_response({"model_stats": await model_statistics(self._client, models)})
 
     async def explain(self, request: Request) -> Response:
-        """What is remembered of a recent request."""
+        """What is remembered of a recent request; 404, saying why, when nothing is."""
         request_id = request.path_params["request_id"]
-        found = self._client.explain(request_id)
-        if found is None:
-            raise BadRequest(
-                404,
+        found = await self._client.explain(request_id)
+        if found is None or found.get("state") in (UNKNOWN, FORGOTTEN):
+            why = (found or {}).get("sentence") or (
                 f"nothing is remembered of request '{request_id:.100}'; "
-                "give the x-request-id of a recent answer",
+                "give the x-request-id of a recent answer"
             )
+            raise BadRequest(404, why)
         return json_response(found)
 
 
 async def _post_only(_: Request) -> Response:
     raise BadRequest(404, "no such page")  # POST never comes here: App takes it
-
-
-def _tensor(spec: TensorSpec) -> dict[str, object]:
-    return {"name": spec.name, "datatype": spec.datatype, "shape": spec.shape}
-
-
-def _input_facts(spec: TensorSpec) -> dict[str, object]:
-    """Names of an input's axes, and the range of its integers where the model states one."""
-    bounded = spec.low is not None and spec.high is not None
-    return {"axes": spec.axes, "range": (spec.low, spec.high) if bounded else None}
-
-
-def _facts(metadata: ModelMetadata) -> dict[str, object]:
-    """What a load generator wants to know besides V2's metadata; times in ms."""
-    spec = metadata.spec
-    return {
-        "slo_ms": None if spec.slo_ns is None else spec.slo_ns / NS_PER_MS,
-        "solo_ms": None if metadata.solo_ns is None else metadata.solo_ns / NS_PER_MS,
-        "class": spec.job_class.name.lower(),
-        "max_batch": spec.max_batch,
-        "buckets": dict(spec.axis_buckets),
-        "inputs": {tensor.name: _input_facts(tensor) for tensor in metadata.inputs},
-    }
-
-
-def triton_config(metadata: ModelMetadata) -> dict[str, object]:
-    """Triton's ModelConfig of a model, as perf_analyzer and tritonclient read it: without the batch
-    dimension, which `max_batch_size` stands for (0: the model has none)."""
-
-    def tensor(spec: TensorSpec) -> dict[str, object]:
-        kind = "STRING" if spec.datatype == "BYTES" else spec.datatype
-        dims = spec.shape[1:] if metadata.batched else spec.shape
-        return {"name": spec.name, "data_type": f"TYPE_{kind}", "dims": dims}
-
-    config: dict[str, object] = {
-        "name": metadata.name,
-        "platform": metadata.platform,
-        "backend": metadata.platform.partition("_")[0],
-        "version_policy": {"latest": {"num_versions": 1}},
-        "max_batch_size": metadata.spec.max_batch if metadata.batched else 0,
-        "input": [tensor(spec) for spec in metadata.inputs],
-        "output": [tensor(spec) for spec in metadata.outputs],
-        "instance_group": [],
-        "parameters": {},
-    }
-    if metadata.batched:
-        config["dynamic_batching"] = {
-            "preferred_batch_size": metadata.spec.row_buckets,
-            "max_queue_delay_microseconds": 0,
-            "preserve_ordering": False,
-            "priority_levels": 3,
-            "default_priority_level": int(metadata.spec.job_class),
-        }
-    return config
-
-
-def triton_statistics(statistics: ModelStatistics, metadata: ModelMetadata) -> dict[str, object]:
-    """One entry of `model_stats`. Inputs and outputs are handed over inside the compute time, so
-    `compute_input` and `compute_output` are zero spans."""
-
-    def span(pair: tuple[int, int]) -> dict[str, int]:
-        return {"count": pair[0], "ns": pair[1]}
-
-    none = (0, 0)
-    instant = (statistics.compute[0], 0)
-    return {
-        "name": statistics.name,
-        "version": metadata.versions[-1],
-        "last_inference": statistics.last_inference_ms,
-        "inference_count": statistics.inference_count,
-        "execution_count": statistics.execution_count,
-        "inference_stats": {
-            "success": span(statistics.success),
-            "fail": span(statistics.fail),
-            "queue": span(statistics.queue),
-            "compute_input": span(instant),
-            "compute_infer": span(statistics.compute),
-            "compute_output": span(instant),
-            "cache_hit": span(none),
-            "cache_miss": span(none),
-        },
-        "batch_stats": [
-            {
-                "batch_size": rows,
-                "compute_input": span((count, 0)),
-                "compute_infer": span((count, total_ns)),
-                "compute_output": span((count, 0)),
-            }
-            for rows, count, total_ns in statistics.batches
-        ],
-        "memory_usage": [],
-    }

@@ -8,19 +8,26 @@ a `BadRequest` that names the field.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Protocol
 
 import msgspec
 from msgspec import Raw, Struct
 
 from cotenant.domain import Axes, TensorSpec
 from cotenant.serve.errors import BadRequest
-from cotenant.serve.tensors import (
-    Array,
-    json_problem,
-)
+from cotenant.serve.tensors import Array, TensorDecoder, json_problem
 
-__all__ = ["REQUEST", "BadRequest", "Encoded", "InferRequest", "Inference", "InputTensor", "WantedTensor"]
+__all__ = [
+    "REQUEST",
+    "BadRequest",
+    "BodyData",
+    "Encoded",
+    "InferRequest",
+    "Inference",
+    "InputTensor",
+    "TensorData",
+    "WantedTensor",
+]
 
 UNSUPPORTED = ("shared_memory_region", "classification", "sequence_id")
 """Parameters that ask for what this server cannot do: answering as if they were absent would be wrong."""
@@ -102,11 +109,54 @@ def boolean(parameters: dict[str, Any], name: str, field: str, default: bool) ->
     return value
 
 
-def binary_size(tensor: InputTensor, field: str, has_binary: bool) -> int | None:
+class TensorData(Protocol):
+    """Where the values of a request's inputs are, which its protocol puts where it likes."""
+
+    def read(self, index: int, tensor: InputTensor, decoder: TensorDecoder, field: str) -> Array:
+        """The values of input `index`, whose shape has been checked. Raises BadRequest."""
+        ...
+
+    def finish(self) -> None:
+        """Every input has been read. Raises BadRequest when something is left over."""
+        ...
+
+
+class BodyData:
+    """The values of a request over HTTP: in its JSON, or in the binary data that follows it."""
+
+    def __init__(self, binary: memoryview, *, has_binary: bool) -> None:
+        """`has_binary`: whether the request says where binary data begins."""
+        self._binary = binary
+        self._has_binary = has_binary
+        self._at = 0
+
+    def read(self, index: int, tensor: InputTensor, decoder: TensorDecoder, field: str) -> Array:
+        n_bytes = _binary_size(tensor, field, self._has_binary)
+        if n_bytes is None:
+            return decoder.from_json(tensor.data, tensor.shape, field)
+        at, left = self._at, len(self._binary) - self._at
+        if n_bytes > left:
+            raise BadRequest(
+                400,
+                f"{field}: parameters.binary_data_size is {n_bytes}, but {left} bytes of binary data are "
+                "left in the body",
+            )
+        self._at += n_bytes
+        return decoder.from_bytes(self._binary[at : at + n_bytes], tensor.shape, field)
+
+    def finish(self) -> None:
+        if self._at != len(self._binary):
+            raise BadRequest(
+                400,
+                f"the body has {len(self._binary)} bytes of binary data, but the inputs claim {self._at} of "
+                "them",
+            )
+
+
+def _binary_size(tensor: InputTensor, field: str, has_binary: bool) -> int | None:
     """The length of the input's binary data, or None when it stands in the JSON."""
     parameters = tensor.parameters
     if parameters:
-        refuse_unsupported(parameters, f"{field}: parameters")
         size = parameters.get("binary_data_size")
         if size is not None:
             if type(size) is not int or size < 0:

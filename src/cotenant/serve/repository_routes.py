@@ -1,8 +1,4 @@
-"""Routes of the V2 model repository extension: index, and, where allowed, load and unload.
-
-Only models of the server's own configuration can be loaded. Parameters that bring a model or its
-configuration along (`config`, `file:...`) are refused: accepting them lets any client run code.
-"""
+"""Routes of the V2 model repository extension: index, and, where allowed, load and unload."""
 
 from __future__ import annotations
 
@@ -17,6 +13,7 @@ from cotenant.engine_client import EngineClient
 from cotenant.serve.errors import BadRequest
 from cotenant.serve.model_routes import json_response
 from cotenant.serve.oip import decode_json
+from cotenant.serve.repository import check_allowed, check_control, check_done, repository_index
 from cotenant.serve.settings import ServeConfig
 
 MAX_BODY_BYTES = 64 * 1024
@@ -43,7 +40,7 @@ class RepositoryRoutes:
 
     def __init__(self, client: EngineClient, config: ServeConfig) -> None:
         self._client = client
-        self._allowed = config.allow_model_control
+        self._config = config
 
     def routes(self) -> list[Route]:
         """The routes."""
@@ -56,53 +53,27 @@ class RepositoryRoutes:
     async def index(self, request: Request) -> Response:
         """Every configured model with its state; with `{"ready": true}` only those that are loaded."""
         wanted: IndexRequest = await _decode(request, _INDEX, IndexRequest())
-        models = self._client.metadata()
-        entries = []
-        for status in self._client.status():
-            if wanted.ready and status.state != "READY":
-                continue
-            entry = {"name": status.name, "state": status.state, "reason": status.reason}
-            if status.name in models:
-                entry["version"] = models[status.name].versions[-1]
-            entries.append(entry)
-        return json_response(entries)
+        return json_response(repository_index(self._client, ready_only=wanted.ready))
 
     async def load(self, request: Request) -> Response:
         """Load a configured model; answers when it is loaded."""
         name = await self._controlled(request)
-        return self._done("load", name, await self._client.load(name))
+        check_done("load", name, await self._client.load(name))
+        return json_response({})
 
     async def unload(self, request: Request) -> Response:
         """Unload a model; answers when it is unloaded."""
         name = await self._controlled(request)
-        return self._done("unload", name, await self._client.unload(name))
+        check_done("unload", name, await self._client.unload(name))
+        return json_response({})
 
     async def _controlled(self, request: Request) -> str:
         """The model's name, after every check."""
-        if not self._allowed:
-            raise BadRequest(
-                403,
-                "loading and unloading models is turned off on this server; allow_model_control = true "
-                "under [server] in its config turns it on",
-            )
-        if "origin" in request.headers:
-            raise BadRequest(403, "model control is not open to web pages (the request has an Origin header)")
+        check_allowed(self._config, from_web="origin" in request.headers)
         control: ControlRequest = await _decode(request, _CONTROL, ControlRequest())
-        for parameter in control.parameters or {}:
-            if parameter == "config" or parameter.startswith("file:"):
-                raise BadRequest(
-                    400,
-                    f"parameters.{parameter:.40}: refused; only models of the server's configuration load",
-                )
         name: str = request.path_params["model"]
-        if all(status.name != name for status in self._client.status()):
-            raise BadRequest(404, f"unknown model '{name:.100}'")
+        check_control(self._client, name, control.parameters or {})
         return name
-
-    def _done(self, what: str, name: str, error: str | None) -> Response:
-        if error is not None:
-            raise BadRequest(400, f"model '{name}' did not {what}: {error}")
-        return json_response({})
 
 
 async def _decode(request: Request, decoder: msgspec.json.Decoder[Any], empty: Any) -> Any:

@@ -51,19 +51,41 @@ class _Server(uvicorn.Server):
         self._announce()
 
 
-def bind(host: str, port: int) -> socket.socket:
-    """A socket bound to `host` (a name or address) and `port` (0: any free one). Raises OSError."""
+def bind(host: str, port: int, *, shared: bool = False) -> socket.socket:
+    """A socket bound to `host` (a name or address) and `port` (0: any free one); `shared`: others may be
+    bound to the same by this user, and connections are spread over them. Raises OSError."""
     family, kind, protocol, _, address = socket.getaddrinfo(
         host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
     )[0]
     listener = socket.socket(family, kind, protocol)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if shared:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         listener.bind(address)
     except OSError as error:
         listener.close()
         raise OSError(error.errno, f"cannot listen on {host}:{port}: {error.strerror}") from None
     return listener
+
+
+def bind_several(host: str, port: int, n: int) -> list[socket.socket]:
+    """`n` sockets bound to one address, for as many processes. Raises OSError, also where another server has
+    the port: sharing is for the sockets of one."""
+    first = bind(host, port)
+    if n == 1:
+        return [first]
+    port = first.getsockname()[1]
+    first.close()
+    found: list[socket.socket] = []
+    try:
+        for _ in range(n):
+            found.append(bind(host, port, shared=True))
+    except OSError:
+        for listener in found:
+            listener.close()
+        raise
+    return found
 
 
 async def serve_http(
@@ -80,7 +102,19 @@ async def serve_http(
     connections are accepted. Call it on a uvloop event loop (`uvloop.run`) for speed; any will do."""
     listener = bind(host, port)
     bound_port: int = listener.getsockname()[1]
-    server = _Server(uvicorn_config(app, drain_limit_s=drain_limit_s), lambda: on_ready(bound_port))
+    await serve_on(app, listener, lambda: on_ready(bound_port), shutdown, drain_limit_s=drain_limit_s)
+
+
+async def serve_on(
+    app: Any,
+    listener: socket.socket,
+    on_ready: Callable[[], None],
+    shutdown: asyncio.Event,
+    *,
+    drain_limit_s: int = DRAIN_LIMIT_S,
+) -> None:
+    """`serve_http` on a socket that is bound already, and closed at the end."""
+    server = _Server(uvicorn_config(app, drain_limit_s=drain_limit_s), on_ready)
 
     async def stop_when_told() -> None:
         await shutdown.wait()

@@ -27,3 +27,9 @@ class ServeConfig:
     """Waiting time, in milliseconds, after which an infer request is watched for its client's going."""
     allow_model_control: bool = False
     """Whether clients may load and unload models."""
+    access_log: bool = False
+    """Whether every answered request is logged."""
+    log_format: str = "text"
+    """Of the log of a further front-end process: `text` or `json`."""
+    log_level: str = "info"
+    """What is less is not logged there."""

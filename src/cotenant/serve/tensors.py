@@ -201,6 +201,11 @@ class TensorDecoder:
             self._check_range(array, field)
         return (array if array.flags.aligned else array.copy()).reshape(shape)
 
+    def from_numbers(self, array: Array, shape: Sequence[int], field: str) -> Array:
+        """The array of these numbers, as many as `shape` needs, whose type is this one or a wider one."""
+        self._check_range(array, field)
+        return array.astype(self.dtype, copy=False).reshape(shape)
+
     def _check_range(self, array: Array, field: str) -> None:
         if self.dtype.kind not in "iu" or not array.size:
             return

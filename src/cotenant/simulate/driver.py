@@ -10,7 +10,7 @@ import heapq
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from cotenant.clock import Clock, VirtualClock
-from cotenant.domain import Action, Arrival, Cancel, Event, Observe, Outcome, Request, Wakeup
+from cotenant.domain import Action, Arrival, Cancel, Dispatch, Event, Observe, Outcome, Request, Wakeup
 from cotenant.drive import Drive, Log, take_profiles
 from cotenant.ports import Executor, Learner, Observer
 from cotenant.schedule.queue import NEVER
@@ -61,6 +61,7 @@ class Simulation:
         observers: Sequence[Observer] = (),
         log: Log | None = None,
         stopwatch: Clock | None = None,
+        on_dispatched: Callable[[Dispatch], None] | None = None,
     ) -> None:
         self._clock = clock
         self._timers = timers
@@ -71,6 +72,7 @@ class Simulation:
             learner=learner,
             clock=clock,
             on_settled=on_settled,
+            on_dispatched=on_dispatched,
             observers=observers,
             log=log,
             stopwatch=stopwatch,

@@ -17,7 +17,7 @@ from cotenant.domain import Action, Event, ModelSpec, SoloProfile
 from cotenant.ports import LaneInfo
 from cotenant.profile.features import WorkloadFeatures
 
-FORMAT = 1
+FORMAT = 2
 MAX_FRAME = 64 << 20
 
 

@@ -2,7 +2,7 @@
 
 How this works. Its own metric objects take a lock and look at every bucket: 20 us per request on the thread
 that decides. Here a child is plain numbers, changed by one thread; the library is handed families of them
-when somebody scrapes, on the same thread.
+when somebody scrapes: on any thread, since a reader sees each number as it was a moment ago.
 """
 
 from __future__ import annotations
@@ -14,15 +14,20 @@ from typing import Any, Generic, TypeVar
 
 from prometheus_client.core import (
     CounterMetricFamily,
+    GaugeMetricFamily,
     HistogramMetricFamily,
     Metric,
     SummaryMetricFamily,
 )
+from prometheus_client.samples import Exemplar
 from prometheus_client.utils import floatToGoString
+
+Exemplify = Callable[[str, float, int], Exemplar]
+"""From a request's id, its value and the instant (ns)."""
 
 
 class Count:
-    """A sum that only grows."""
+    """A sum that only grows; as a gauge, a value."""
 
     __slots__ = ("value",)
 
@@ -33,31 +38,44 @@ class Count:
         """Add to it."""
         self.value += amount
 
-    def add_to(self, family: Any, values: Sequence[str]) -> None:
+    def add_to(self, family: Any, values: Sequence[str], exemplar: Exemplify | None = None) -> None:
         """Export it with these values of labels."""
         family.add_metric(values, self.value)
 
 
 class Spread:
-    """How many values fell into each bucket (upper bounds inclusive), and their sum."""
+    """How many values fell into each bucket (upper bounds inclusive), and their sum; of each bucket the last
+    value that came with an example: (request id, value, instant in ns)."""
 
-    __slots__ = ("bounds", "counts", "total")
+    __slots__ = ("bounds", "counts", "examples", "total")
 
     def __init__(self, bounds: Sequence[float]) -> None:
         self.bounds = bounds
         self.counts = [0] * (len(bounds) + 1)
         self.total = 0.0
+        self.examples: list[tuple[str, float, int] | None] = [None] * len(self.counts)
 
     def observe(self, value: float) -> None:
         """Take in a value."""
         self.counts[bisect_left(self.bounds, value)] += 1
         self.total += value
 
-    def add_to(self, family: Any, values: Sequence[str]) -> None:
-        """Export it with these values of labels."""
+    def observe_of(self, value: float, request_id: str, at: int) -> None:
+        """Take in a value of a request, at an instant (ns)."""
+        index = bisect_left(self.bounds, value)
+        self.counts[index] += 1
+        self.total += value
+        self.examples[index] = (request_id, value, at)
+
+    def add_to(self, family: Any, values: Sequence[str], exemplar: Exemplify | None = None) -> None:
+        """Export it with these values of labels; `exemplar` makes exemplars of examples."""
         ends = [*map(floatToGoString, self.bounds), "+Inf"]
-        buckets = list(zip(ends, map(float, accumulate(self.counts)), strict=True))
-        family.add_metric(values, buckets, self.total)
+        sums = list(map(float, accumulate(list(self.counts))))
+        if exemplar is None or not any(self.examples):
+            family.add_metric(values, list(zip(ends, sums, strict=True)), self.total)
+            return
+        shown = [None if example is None else exemplar(*example) for example in self.examples]
+        family.add_metric(values, list(zip(ends, sums, shown, strict=True)), self.total)
 
 
 class Mean:
@@ -73,7 +91,7 @@ class Mean:
         self.n += 1
         self.total += value
 
-    def add_to(self, family: Any, values: Sequence[str]) -> None:
+    def add_to(self, family: Any, values: Sequence[str], exemplar: Exemplify | None = None) -> None:
         """Export it with these values of labels."""
         family.add_metric(values, self.n, self.total)
 
@@ -101,16 +119,16 @@ class Family(Generic[Child]):
             child = self._children[values] = self._make()
         return child
 
-    def collect(self) -> Metric:
+    def collect(self, exemplar: Exemplify | None = None) -> Metric:
         """As the library exports it."""
         family = self._export()
-        for values, child in self._children.items():
-            child.add_to(family, values)
+        for values, child in list(self._children.items()):
+            child.add_to(family, values, exemplar)
         return family
 
 
 class Tally:
-    """A collector for a `CollectorRegistry`; families in the order in which they were made."""
+    """Families in the order in which they were made."""
 
     def __init__(self) -> None:
         self._families: list[Family[Count] | Family[Spread] | Family[Mean]] = []
@@ -131,13 +149,19 @@ class Tally:
         self._families.append(family)
         return family
 
+    def gauge(self, name: str, text: str, labels: tuple[str, ...] = ()) -> Family[Count]:
+        """A value that goes up and down: set `value` of its children."""
+        family = Family(labels, Count, lambda: GaugeMetricFamily(name, text, labels=labels))
+        self._families.append(family)
+        return family
+
     def summary(self, name: str, text: str) -> Family[Mean]:
         """Number and sum of values, without labels."""
         family = Family((), Mean, lambda: SummaryMetricFamily(name, text))
         self._families.append(family)
         return family
 
-    def collect(self) -> Iterator[Metric]:
-        """Called by the registry at every scrape."""
+    def collect(self, exemplar: Exemplify | None = None) -> Iterator[Metric]:
+        """Every family, as it is now; with exemplars where they are wanted."""
         for family in self._families:
-            yield family.collect()
+            yield family.collect(exemplar)

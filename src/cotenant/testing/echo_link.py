@@ -19,7 +19,7 @@ from cotenant.domain import (
     Request,
     TensorSpec,
 )
-from cotenant.engine_client import Call, ModelStatistics, ModelStatus, Reply
+from cotenant.engine_client import Absence, Call, ModelStatistics, ModelStatus, Reply
 
 ECHO = ModelMetadata(
     name="echo",
@@ -97,7 +97,7 @@ class EchoLink:
             for name in self._configured
         ]
 
-    def statistics(self) -> Sequence[ModelStatistics]:
+    async def statistics(self) -> Sequence[ModelStatistics]:
         return [
             ModelStatistics(
                 name=name,
@@ -113,6 +113,11 @@ class EchoLink:
             for name, (n_ok, n_failed, n_rows) in self._counts.items()
         ]
 
+    async def metrics(self, accept: str = "") -> tuple[bytes, str]:
+        return b"", "text/plain"
+
+    def answered(self, call_id: str, span_ns: int) -> None: ...
+
     def load(self, name: str, done: Callable[[str | None], None]) -> None:
         if name in self._configured:
             self._models[name] = self._configured[name]
@@ -121,10 +126,10 @@ class EchoLink:
     def unload(self, name: str, done: Callable[[str | None], None]) -> None:
         done(None if self._models.pop(name, None) else "not loaded")
 
-    def accepting(self) -> bool:
-        return not self.draining
+    def absence(self) -> Absence | None:
+        return Absence(reason="the server is draining") if self.draining else None
 
-    def explain(self, call_id: str) -> dict[str, Any] | None:
+    async def explain(self, call_id: str) -> dict[str, Any] | None:
         for call in self.calls:
             if call.id == call_id:
                 return {"request_id": call.id, "model": call.model, "rows": call.rows}

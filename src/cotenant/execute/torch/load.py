@@ -7,9 +7,6 @@ example tensors by name, in the order of its arguments, the first dimension of e
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
-import sys
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,6 +18,7 @@ from torch import Tensor, nn
 from cotenant.domain import TensorSpec
 from cotenant.execute.torch.exported import flatten
 from cotenant.execute.torch.model import TYPES, Blueprint, Whole
+from cotenant.execute.user_code import find_attribute
 
 ARCHIVE_MARKS = {"archive_format", "serialized_exported_program.json"}
 """Names of which an archive has one, by the version of torch."""
@@ -65,9 +63,9 @@ def _check_kind(path: Path) -> None:
 
 def from_factory(source: str, folder: Path) -> Blueprint:
     """`module:factory`, the module found in `folder` or among what is installed. Raises ValueError."""
-    module_name, _, factory_name = source.partition(":")
+    factory = find_attribute(source, folder)
     try:
-        made = getattr(_module(module_name, folder), factory_name)()
+        made = factory()
     except (Exception, SystemExit) as error:
         raise ValueError(f"{source}: {type(error).__name__}: {error}") from error
     if not (isinstance(made, tuple) and len(made) == 2 and isinstance(made[0], nn.Module)):
@@ -87,24 +85,6 @@ def from_factory(source: str, folder: Path) -> Blueprint:
         inputs=tuple(_batched(source, str(name), x) for name, x in examples.items()),
         outputs=tuple(_batched(source, str(name), x) for name, x in named.items()),
     )
-
-
-def _module(name: str, folder: Path) -> Any:
-    """A file of the folder goes before an installed module of the same name; its own name is not taken."""
-    path = folder / (name.replace(".", "/") + ".py")
-    if not path.is_file():
-        return importlib.import_module(name)
-    spec = importlib.util.spec_from_file_location(f"cotenant_models.{name}", path)
-    if spec is None or spec.loader is None:
-        raise ValueError(f"{path.name} cannot be loaded")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    try:
-        spec.loader.exec_module(module)
-    except BaseException:
-        del sys.modules[spec.name]
-        raise
-    return module
 
 
 def _tried(source: str, body: nn.Module, rows: list[Tensor]) -> Mapping[str, Tensor]:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 
 from cotenant.domain import Request
 from cotenant.schedule.admission import Admission, Verdict
+from cotenant.schedule.alternatives import HELD, alternatives
 from cotenant.schedule.last_lane import LastLane
 from cotenant.schedule.plan import Choice, Offer, Plan, offers, wait_until
 from cotenant.schedule.queue import NEVER
@@ -63,7 +64,8 @@ class DeferredEdf:
                 continue
             blocked = self._would_miss(view, lanes, idle, offer, held)
             chosen, why = (blocked, "cannot wait") if blocked else (offer, "earliest deadline")
-            return Plan(choice=Choice(offer=chosen, lane=idle[0].info.index, why=why))
+            others = alternatives(chosen, found, but=[(other, HELD) for other, _ in held])
+            return Plan(choice=Choice(offer=chosen, lane=idle[0].info.index, why=why, alternatives=others))
         return Plan(wake_at=wake_at)
 
     @staticmethod

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from cotenant.domain import Request
 from cotenant.schedule.admission import Verdict, admit_if_feasible_alone
+from cotenant.schedule.alternatives import alternatives
 from cotenant.schedule.plan import Choice, Plan, offers
 from cotenant.schedule.view import View
 
@@ -39,4 +40,11 @@ class KEdf:
             return Plan(drop=gone)
         if not found:
             return Plan()
-        return Plan(choice=Choice(offer=found[0], lane=lane.info.index, why="earliest deadline"))
+        return Plan(
+            choice=Choice(
+                offer=found[0],
+                lane=lane.info.index,
+                why="earliest deadline",
+                alternatives=alternatives(found[0], found),
+            )
+        )

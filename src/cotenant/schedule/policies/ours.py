@@ -21,9 +21,10 @@ from dataclasses import dataclass, field
 
 from msgspec import structs
 
-from cotenant.domain import SLO_COLUMN, Candidate, JobClass, Request, Snapshot
+from cotenant.domain import SLO_COLUMN, Alternative, Candidate, JobClass, Request, Snapshot
 from cotenant.ports import Forecast
 from cotenant.schedule.admission import Admission, Verdict, admit_if_feasible_alone
+from cotenant.schedule.alternatives import HELD, TRIED, WAITS, alternatives
 from cotenant.schedule.jobs import Job, next_jobs
 from cotenant.schedule.last_lane import LastLane
 from cotenant.schedule.packing import Packing
@@ -118,7 +119,8 @@ class Ours:
                 if len(view.waiting()) > 1 or job.offer is None or not job.offer.complete:
                     cost_ns = job.median_ns / len(view.apart())
                     self._packing.learn(view, job.variant.model, job.rows, cost_ns)
-                return Plan(choice=_choice(job, lane, "nothing shares its compute"))
+                others = alternatives(job, jobs, but=[(held, HELD) for held in jobs[: n - 1]])
+                return Plan(choice=_choice(job, lane, "nothing shares its compute", others))
             wake_at = min(wake_at, until)
         return Plan(wake_at=wake_at if wake_at < NEVER else None)
 
@@ -167,7 +169,8 @@ class Ours:
                 if why:
                     self._learn_cost(view, job, forecast, index)
                     return Plan(
-                        choice=_choice(job, lane, why), preempt=_in_the_way(view, job, forecast, index)
+                        choice=_choice(job, lane, why, _others(job, jobs, tried)),
+                        preempt=_in_the_way(view, job, forecast, index),
                     )
         stopped = self._stop_for(view, tried, forecast, snapshot) if self.stops else ()
         for job in tried:
@@ -338,5 +341,18 @@ def _alone_from(at: int, job: Job) -> list[int]:
     return [at + job.median_ns] * 3 + [at + job.upper_ns]
 
 
-def _choice(job: Job, lane: LaneState, why: str) -> Choice:
-    return Choice(lane=lane.info.index, why=why, offer=job.offer, resume=job.stopped)
+def _others(job: Job, jobs: Sequence[Job], tried: Sequence[Job]) -> tuple[Alternative, ...]:
+    """What was passed over for the job, and why."""
+    if len(jobs) < 2:
+        return ()
+    asked = {id(other) for other in tried}
+    reasons: list[tuple[Job, str]] = []
+    for other in jobs:
+        if other is job:
+            break
+        reasons.append((other, TRIED if id(other) in asked else WAITS))
+    return alternatives(job, jobs, but=reasons)
+
+
+def _choice(job: Job, lane: LaneState, why: str, others: tuple[Alternative, ...]) -> Choice:
+    return Choice(lane=lane.info.index, why=why, offer=job.offer, resume=job.stopped, alternatives=others)

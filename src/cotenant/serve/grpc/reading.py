@@ -1,0 +1,146 @@
+"""Reads a ModelInferRequest: the same request as over HTTP, with its values raw or typed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from cotenant.serve.errors import BadRequest
+from cotenant.serve.grpc import inference_pb2 as pb
+from cotenant.serve.oip import InferRequest, InputTensor, WantedTensor
+from cotenant.serve.tensors import BINARY_ONLY, Array, TensorDecoder
+
+CONTENTS: Mapping[str, str] = {
+    "BOOL": "bool_contents",
+    "INT8": "int_contents",
+    "INT16": "int_contents",
+    "INT32": "int_contents",
+    "INT64": "int64_contents",
+    "UINT8": "uint_contents",
+    "UINT16": "uint_contents",
+    "UINT32": "uint_contents",
+    "UINT64": "uint64_contents",
+    "FP32": "fp32_contents",
+    "FP64": "fp64_contents",
+    "BYTES": "bytes_contents",
+}
+"""Datatype -> the field of InferTensorContents that holds its elements; FP16 and BF16 have none."""
+
+_WIRE_DTYPES: Mapping[str, np.dtype[Any]] = {
+    "bool_contents": np.dtype(np.bool_),
+    "int_contents": np.dtype(np.int32),
+    "int64_contents": np.dtype(np.int64),
+    "uint_contents": np.dtype(np.uint32),
+    "uint64_contents": np.dtype(np.uint64),
+    "fp32_contents": np.dtype(np.float32),
+    "fp64_contents": np.dtype(np.float64),
+}
+PIECE_ELEMENTS = 8 * 1024
+"""Elements converted in one call, which holds the GIL."""
+
+
+def request_of(message: pb.ModelInferRequest) -> InferRequest:
+    """The request without its values, which are left to `MessageData`. Raises BadRequest."""
+    return InferRequest(
+        inputs=[
+            InputTensor(
+                name=tensor.name,
+                shape=tuple(tensor.shape),
+                datatype=tensor.datatype,
+                parameters=_parameters(tensor.parameters, f"inputs[{index}] '{tensor.name:.100}': parameters")
+                if tensor.parameters
+                else None,
+            )
+            for index, tensor in enumerate(message.inputs)
+        ],
+        id=message.id or None,
+        parameters=_parameters(message.parameters, "parameters") if message.parameters else None,
+        outputs=[
+            WantedTensor(
+                name=output.name,
+                parameters=_parameters(
+                    output.parameters, f"outputs[{index}] '{output.name:.100}': parameters"
+                )
+                if output.parameters
+                else None,
+            )
+            for index, output in enumerate(message.outputs)
+        ]
+        if message.outputs
+        else None,
+    )
+
+
+def _parameters(found: Mapping[str, pb.InferParameter], field: str) -> dict[str, Any]:
+    """A map of parameters as JSON would give it."""
+    values: dict[str, Any] = {}
+    for name, parameter in found.items():
+        kind = parameter.WhichOneof("parameter_choice")
+        if kind is None:
+            raise BadRequest(400, f"{field}.{name:.100}: has no value")
+        values[name] = getattr(parameter, kind)
+    return values
+
+
+class MessageData:
+    """The values of a request over gRPC: raw for every input, or typed in each."""
+
+    def __init__(self, message: pb.ModelInferRequest) -> None:
+        """Raises BadRequest."""
+        self._inputs = message.inputs
+        self._raw: list[bytes] = list(message.raw_input_contents)
+        if self._raw and len(self._raw) != len(self._inputs):
+            raise BadRequest(
+                400,
+                f"raw_input_contents: has {len(self._raw)} entries for {len(self._inputs)} inputs; "
+                "expected one per input, or none",
+            )
+        self.raw_bytes = sum(map(len, self._raw))
+        """Size of the raw values."""
+
+    def read(self, index: int, tensor: InputTensor, decoder: TensorDecoder, field: str) -> Array:
+        given = self._inputs[index]
+        if not self._raw:
+            return _typed(given.contents, tensor, decoder, field)
+        if given.HasField("contents"):
+            raise BadRequest(400, f"{field}: has contents besides raw_input_contents; expected one of them")
+        return decoder.from_bytes(memoryview(self._raw[index]), tensor.shape, field)
+
+    def finish(self) -> None:
+        """Raw values are one per input: nothing can be left over."""
+
+
+def _typed(
+    contents: pb.InferTensorContents, tensor: InputTensor, decoder: TensorDecoder, field: str
+) -> Array:
+    datatype = decoder.spec.datatype
+    if datatype in BINARY_ONLY:
+        raise BadRequest(400, f"{field}: {datatype} has no contents; send it in raw_input_contents")
+    expected = CONTENTS[datatype]
+    for filled, _ in contents.ListFields():
+        if filled.name != expected:
+            raise BadRequest(400, f"{field}: has contents.{filled.name}; expected {expected} for {datatype}")
+    values = getattr(contents, expected)
+    n = math.prod(tensor.shape)
+    if len(values) != n:
+        raise BadRequest(
+            400, f"{field}: contents has {len(values)} elements, but shape {list(tensor.shape)} needs {n}"
+        )
+    if datatype == "BYTES":
+        strings = np.empty(n, decoder.dtype)
+        strings[:] = list(values)
+        return strings.reshape(tensor.shape)
+    return decoder.from_numbers(_numbers(values, _WIRE_DTYPES[expected]), tensor.shape, field)
+
+
+def _numbers(values: Sequence[Any], dtype: np.dtype[Any]) -> Array:
+    n = len(values)
+    if n <= PIECE_ELEMENTS:
+        return np.array(values, dtype)
+    array = np.empty(n, dtype)
+    for at in range(0, n, PIECE_ELEMENTS):
+        array[at : at + PIECE_ELEMENTS] = values[at : at + PIECE_ELEMENTS]
+    return array
