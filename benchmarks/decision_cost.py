@@ -48,7 +48,7 @@ from cotenant.predictors import make_fluid
 from cotenant.profile.features import FeatureTable, WorkloadFeatures
 from cotenant.profile.records import StoredProfiles
 from cotenant.schedule import scheduler as scheduler_module
-from cotenant.schedule.policies import DEFAULT, make_policy
+from cotenant.schedule.policies import make_policy
 from cotenant.schedule.scheduler import Scheduler
 from cotenant.schedule.view import Flight, View
 from cotenant.simulate.cpu import CpuTruth, SimulatedCpu
@@ -212,7 +212,7 @@ class Run:
         self.executor = SimulatedCpu(
             CpuTruth(samples=profiles.samples(), slowdown=slowdown), lanes, timers, seed=0
         )
-        self.policy = make_policy(DEFAULT)
+        self.policy = make_policy("default", lanes)
         self.simulation = Simulation(
             scheduler=make_scheduler(self.policy, self.predictor, lanes, specs),
             executor=self.executor,

@@ -288,7 +288,7 @@ def _stored_coruns(prepared: Prepared) -> CoRuns:
 def predictor_of(prepared: Prepared, policy: str | Policy = "default") -> Served:
     """The predictor that goes with the policy, for the prepared device, nothing learned yet. Raises
     ConfigError for one that this device cannot have."""
-    chosen = make_policy(policy) if isinstance(policy, str) else policy
+    chosen = make_policy(policy, prepared.executor.lanes) if isinstance(policy, str) else policy
     return make_predictor(chosen, measured(prepared))
 
 
@@ -313,7 +313,7 @@ def make_engine(
 ) -> Engine:
     """An engine on the prepared device, with a predictor that may have learned already. Nothing runs before
     its `start`."""
-    chosen = make_policy(policy) if isinstance(policy, str) else policy
+    chosen = make_policy(policy, prepared.executor.lanes) if isinstance(policy, str) else policy
     predictor = predictor or predictor_of(prepared, chosen)
     scheduler = make_scheduler(chosen, predictor, prepared.executor.lanes, prepared.specs)
     log: Log | None = None

@@ -82,7 +82,7 @@ def serve(
         raise _fail("--grpc-port: gRPC is not part of this version; use HTTP")
     with _clear_errors():
         _stop_when_told()
-        chosen = make_policy(policy)
+        make_policy(policy)  # an unknown name should not wait until everything is loaded
         where = places(store)
         scenario = _config(source, slo_ms)
         with _progress() as told:
@@ -94,6 +94,7 @@ def serve(
         base = record or where.coruns / "live" / scenario.path.stem
         learned = where.learned(scenario.path)
         try:
+            chosen = make_policy(policy, prepared.executor.lanes)
             predictor = predictor_of(prepared, chosen)
         except ConfigError:
             prepared.executor.close()

@@ -135,7 +135,7 @@ async def run_live(
     The engine is new, the prepared device is used as it is and stays usable afterwards. What the predictor
     learns is kept at `learned`, where there is one, after what was kept there before was restored; the
     report's `config` says so."""
-    chosen = make_policy(policy) if isinstance(policy, str) else policy
+    chosen = make_policy(policy, prepared.executor.lanes) if isinstance(policy, str) else policy
     predictor = predictor or predictor_of(prepared, chosen)
     if learned is not None:
         said: list[str] = []

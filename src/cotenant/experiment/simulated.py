@@ -27,7 +27,7 @@ from cotenant.experiment.report import RunFacts, build_report
 from cotenant.experiment.twin_coruns import twin_coruns
 from cotenant.experiment.twin_models import DEFAULT_LANES, twin_models
 from cotenant.experiment.twin_profile import feature_table, profile_of, twin_fingerprint
-from cotenant.ports import Executor, Timers
+from cotenant.ports import Executor, LaneInfo, Timers
 from cotenant.predict.solo import SoloPredictor
 from cotenant.predictors import Kind, Measured, Predicting, make_predictor, make_solo, parts_of
 from cotenant.profile.export import ScenarioProfile
@@ -39,7 +39,7 @@ from cotenant.schedule.policy import Policy
 from cotenant.simulate.cpu import CpuTruth, SimulatedCpu
 from cotenant.simulate.driver import Simulation, VirtualTimers
 from cotenant.simulate.twin.device import Noise, Programs
-from cotenant.simulate.twin.executor import TwinDevice
+from cotenant.simulate.twin.executor import TwinDevice, twin_lanes
 from cotenant.simulate.twin.oracle import TwinOracle
 from cotenant.workload.arrivals import generator
 
@@ -72,6 +72,13 @@ class SimulatedDevice:
     def n_lanes(self, scenario: Scenario) -> int:
         """Lanes that the scenario lets policies use."""
         return scenario.device.lanes or len(self.fingerprint.lane_units)
+
+    def lanes(self, scenario: Scenario) -> Sequence[LaneInfo]:
+        """These lanes."""
+        n_lanes = self.n_lanes(scenario)
+        if isinstance(self.truth, TwinTruth):
+            return twin_lanes(n_lanes)
+        return lane_layout(n_lanes, self.fingerprint.n_units)
 
     def executor(self, n_lanes: int, timers: Timers, seed: int) -> Executor:
         """The device in virtual time, nothing running yet."""
@@ -255,7 +262,7 @@ def simulate(
 ) -> dict[str, Any]:
     """Offer the scenario's load to the simulated device; returns the run report."""
     seed = scenario.load.seed if seed is None else seed
-    chosen = make_policy(policy) if isinstance(policy, str) else policy
+    chosen = make_policy(policy, device.lanes(scenario)) if isinstance(policy, str) else policy
     offered = offer(scenario, scale=scale, seed=seed, capacity_per_s=capacity_per_s)
     done = run(scenario, device, chosen, offered, seed, progress, predictor_factory)
     facts = RunFacts(

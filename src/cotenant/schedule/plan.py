@@ -2,8 +2,8 @@
 
 How this works. An `Offer` is the best batch that one queue can run at this instant: the requests in deadline
 order that fit the earliest one's bucket, cut to the row bucket with the most rows per unit of time among
-those that still meet the earliest deadline at the model's upper quantile. Offers are cheap, so every policy
-builds one per waiting queue and then only ranks them.
+those that still meet the earliest deadline (`span_to_fit`). Offers are cheap, so every policy builds one per
+waiting queue and then only ranks them.
 """
 
 from __future__ import annotations
@@ -11,13 +11,16 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
-from cotenant.domain import Axes, JobClass, ModelSpec, Request, Variant
+from cotenant.domain import LEVELS, Axes, JobClass, ModelSpec, Request, Variant
 from cotenant.schedule.queue import NEVER, DeadlineQueue, due
 from cotenant.schedule.view import Suspended, View
 
 PAYS = 0.95
 """A larger batch is taken when it costs at most this share, per row, of the smaller one: a longer run blocks
 its lane for everyone else, which a batch that saves nothing (common on CPUs) is not worth."""
+
+LIKELY = 0.7
+"""Chance (0.5 to 0.9) that a larger batch must have to meet its earliest deadline."""
 
 
 def latest_start(due_at: int, upper_ns: int) -> int:
@@ -107,6 +110,18 @@ def members(view: View, queue: DeadlineQueue, max_rows: int, but: Collection[str
     return chosen
 
 
+def span_to_fit(view: View, solo: Sequence[int], job_class: JobClass) -> int:
+    """The span (ns) of a batch, of which `solo` are the quantiles, that must fit before its earliest
+    deadline for more requests to be taken into it.
+
+    The upper quantile for protected work, and where lanes share compute: whoever joins later makes spans
+    longer. Else the one of `LIKELY`: held to the upper one batches stay small where spans vary much, and
+    more is lost for want of throughput than by a head that is late."""
+    if job_class is JobClass.PROTECTED or view.shares_compute:
+        return solo[-1]
+    return solo[0] + int((LIKELY - 0.5) / (LEVELS[1] - 0.5) * (solo[1] - solo[0]))
+
+
 def best_offer(
     view: View, queue: DeadlineQueue, *, margin: float | None = None, but: Collection[str] = ()
 ) -> Offer | None:
@@ -133,10 +148,11 @@ def best_offer(
         solo = view.predictor.solo(variant, view.at)
         median = solo[0]
         upper = int(margin * median) if margin is not None else solo[-1]
+        fits = upper if margin is not None else span_to_fit(view, solo, queue.job_class)
         if best is None:
             if view.at + median > due_at and not _probe_fits(view, head, variant):
                 return None
-        elif view.at + upper > due_at or rows * best.median_ns * PAYS < best.rows * median:
+        elif view.at + fits > due_at or rows * best.median_ns * PAYS < best.rows * median:
             continue
         best = Offer(
             queue=queue,

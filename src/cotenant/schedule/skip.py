@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from cotenant.domain import Variant
-from cotenant.schedule.plan import PAYS, Offer
+from cotenant.schedule.plan import PAYS, Offer, span_to_fit
 from cotenant.schedule.queue import NEVER, due
 from cotenant.schedule.view import View
 
@@ -19,7 +19,7 @@ LOOKED_AT = 40
 MOST_SKIPPED = 8
 
 Bucket = tuple[int, int, int]
-"""Rows, median span, upper span (ns)."""
+"""Rows, median span, span that must fit (ns)."""
 
 
 def worth_skipping(view: View, offer: Offer) -> Offer:
@@ -36,7 +36,7 @@ def worth_skipping(view: View, offer: Offer) -> Offer:
     buckets: list[Bucket] = []
     for rows in spec.row_buckets:
         solo = view.predictor.solo(Variant(queue.model, rows, axes), view.at)
-        buckets.append((rows, solo[0], solo[-1]))
+        buckets.append((rows, solo[0], span_to_fit(view, solo, queue.job_class)))
     best, first, rows = -1, 0, 0
     for skipped in range(min(len(dues), MOST_SKIPPED + 1)):
         met, begin, n = look_ahead(dues, buckets, view.at, skipped)
@@ -65,9 +65,9 @@ def look_ahead(dues: Sequence[int], buckets: Sequence[Bucket], at: int, begin: i
     i, n = begin, len(dues)
     while i < n:
         taken, span = 0, 0
-        for size, median, upper in buckets:
+        for size, median, fits in buckets:
             rows = min(size, n - i)
-            if at + upper > dues[i] or (taken and rows * span * PAYS < taken * median):
+            if at + fits > dues[i] or (taken and rows * span * PAYS < taken * median):
                 break
             taken, span = rows, median
             if rows < size:

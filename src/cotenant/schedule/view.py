@@ -137,6 +137,8 @@ class View:
             for lane, mine in enumerate(units)
         ]
         """Of each lane those that share compute units with it."""
+        self.shares_compute = any(self.neighbours)
+        """Whether any two lanes do."""
         self.flights: dict[int, Flight] = {}
         self.suspended: list[Suspended] = []
         self.predictor = predictor

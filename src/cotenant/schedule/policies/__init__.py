@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
+from cotenant.ports import LaneInfo
 from cotenant.schedule.policies.deferred_edf import DeferredEdf
 from cotenant.schedule.policies.exclusive_edf import ExclusiveEdf
 from cotenant.schedule.policies.fcfs import Fcfs
@@ -29,13 +30,22 @@ POLICIES: dict[str, Callable[[], Policy]] = {
 """Name -> factory with the default settings. The last one measures saturated capacity. Several plan alike and
 differ in what goes with them by name: predictor, learning, load meter (`cotenant.predictors`)."""
 
-DEFAULT = "deferred_edf"
-"""What `default`, the policy that the server ships with, resolves to."""
+APART, SHARED = "deferred_edf", "ours"
+"""What `default`, the policy that the server ships with, resolves to: where lanes share no compute (CPU
+cores), and where all share all of it (a GPU). On CPU cores lanes hardly slow each other down, and decisions
+take time from the same cores (figures in `docs/policies.md`)."""
 
 
-def make_policy(name: str) -> Policy:
-    """The policy called `name` (`default` included). Raises ValueError that lists the known names."""
-    resolved = DEFAULT if name == "default" else name
+def default_for(lanes: Sequence[LaneInfo]) -> str:
+    """Name of the policy that `default` stands for on a device with these lanes."""
+    shared = len(lanes) > 1 and len({lane.units for lane in lanes}) == 1
+    return SHARED if shared else APART
+
+
+def make_policy(name: str, lanes: Sequence[LaneInfo] = ()) -> Policy:
+    """The policy called `name`; `default` is that of a device with these lanes. Raises ValueError that lists
+    the known names."""
+    resolved = default_for(lanes) if name == "default" else name
     if resolved not in POLICIES:
         known = ", ".join(["default", *POLICIES])
         raise ValueError(f"unknown policy {name!r}; known: {known}")

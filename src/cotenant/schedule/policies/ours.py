@@ -2,13 +2,14 @@
 
 How this works. The most urgent jobs (class, then deadline) are tried one after the other: "if it joined what
 is in flight now, when would everything end?". A job joins when no deadline is put at risk that waiting would
-have saved, and when overlap makes a larger share of its work free than waiting for a larger batch would; a
-job that waiting would make late joins for that reason alone, as long as it saves more deadlines than it
-costs. So the number of lanes in use follows from what the device can take. A protected dispatch in flight is
-never pushed past its upper quantile; best-effort work joins only where nobody notices, and is stopped at its
-next segment boundary when somebody does. Any dispatch with a later deadline can be stopped where that saves
-a more urgent job. In a burst a queue is served from where slack is left (`packing.py`). Forecasts for
-decisions count on no joiners: who joins is decided here, and later.
+have saved, and when overlap makes enough of its work free; a job that waiting would make late joins for that
+reason alone, as long as it saves more deadlines than it costs. So the number of lanes in use follows from
+what the device can take. Where nothing that runs shares compute with the free lane, the most urgent job
+starts unless it pays to wait for a larger batch. A protected dispatch in flight is never pushed past its
+upper quantile; best-effort work joins only where nobody notices, and is stopped at its next segment boundary
+when somebody does. Any dispatch with a later deadline can be stopped where that saves a more urgent job. In a
+burst a queue is served from where slack is left (`packing.py`). Forecasts for decisions count on no joiners:
+who joins is decided here, and later.
 Choose it where models leave parts of the device unused. With overlap off, what is left is deferred EDF with
 preemption. Fails where predictions are far off: then an exclusive policy is safer.
 """
@@ -89,12 +90,14 @@ class Ours:
         """One job to start beside what is in flight, or a dispatch to stop for one."""
         if self._turned_down.nothing_new(view):
             return Plan(wake_at=self._turned_down.wake_at)
+        lane = self._freest_lane(view)
+        if lane is None and not (self.stops and any(map(_boundaries_left, view.flights.values()))):
+            return Plan()
         jobs, gone = next_jobs(view, LOOKED_AT, self._packing.passed_over(view, self._ends))
         if gone:
             return Plan(drop=gone)
         if not jobs:
             return Plan()
-        lane = self._freest_lane(view)
         if not view.flights:
             return Plan() if lane is None else self._alone(view, jobs, lane)
         return self._beside(view, jobs, lane)
@@ -104,7 +107,7 @@ class Ours:
             self._free = view.turn, freest_lane(view)
         return self._free[1]
 
-    # --- nothing is in flight ---------------------------------------------------------------------------
+    # --- nothing shares its compute -----------------------------------------------------------------------
 
     def _alone(self, view: View, jobs: Sequence[Job], lane: LaneState) -> Plan:
         """The most urgent job that is not worth holding back."""
@@ -113,20 +116,17 @@ class Ours:
             until = self._held_until(view, job, last=n == len(jobs))
             if until is None:
                 if len(view.waiting()) > 1 or job.offer is None or not job.offer.complete:
-                    self._packing.learn(view, job.variant.model, job.rows, job.median_ns)
-                return Plan(choice=_choice(job, lane, "nothing is in flight"))
+                    cost_ns = job.median_ns / len(view.apart())
+                    self._packing.learn(view, job.variant.model, job.rows, cost_ns)
+                return Plan(choice=_choice(job, lane, "nothing shares its compute"))
             wake_at = min(wake_at, until)
         return Plan(wake_at=wake_at if wake_at < NEVER else None)
 
     def _held_until(self, view: View, job: Job, *, last: bool) -> int | None:
         if job.offer is None or not self.defers:
             return None
-        return wait_until(view, job.offer, self._rate(view, job), lane_would_idle=last)
-
-    def _rate(self, view: View, job: Job) -> float:
-        """Rows per second that are expected of the job's model."""
         found = view.load.estimate(view.at).models.get(job.variant.model)
-        return found.rate_per_s if found else 0.0
+        return wait_until(view, job.offer, found.rate_per_s if found else 0.0, lane_would_idle=last)
 
     # --- beside what is in flight -----------------------------------------------------------------------
 
@@ -144,6 +144,8 @@ class Ours:
             tried = [job for job in tried if not self._keeps_from(view, job)]
         if not tried:
             return Plan(wake_at=self._turned_down.all_of(view, jobs))
+        if lane is not None and self._has_its_own(view, lane):
+            return self._alone(view, tried, lane)
         snapshot = view.snapshot_alone()
         candidates = []
         if lane is not None and self.overlaps:
@@ -172,6 +174,14 @@ class Ours:
             self._turned_down.add(view, job)
         return Plan(preempt=stopped, wake_at=self._turned_down.all_of(view, jobs))
 
+    @staticmethod
+    def _has_its_own(view: View, lane: LaneState) -> bool:
+        """Whether nothing that runs shares compute with the lane, and nothing protected runs at all: then
+        there is nothing to weigh that would be worth the time of a forecast."""
+        return not any(view.lanes[k].flights for k in view.neighbours[lane.info.index]) and not any(
+            flight.job_class is JobClass.PROTECTED for flight in view.flights.values()
+        )
+
     def _keeps_from(self, view: View, job: Job) -> bool:
         """Whether the last lane that shares no compute with others is kept for shorter work."""
         return job.offer is not None and not job.aged and self._last.kept_until(view, job.offer) is not None
@@ -199,8 +209,7 @@ class Ours:
             return ""
         if worth > LEAST_GAIN:
             return f"cannot wait: {worth:+.2f} deadlines"
-        wait_ns = max(0, min(done_at, job.latest_start_at) - view.at)
-        if free > max(LEAST_BENEFIT, self._saved_by_waiting(view, job, wait_ns)):
+        if free > LEAST_BENEFIT:
             return f"overlap: {free:.0%} free"
         return "probe: to learn from it" if self._probes(view, job, forecast, index) else ""
 
@@ -230,16 +239,6 @@ class Ours:
         then_at = max(forecast.finish_at[index][0], max(row[0] for row in after))
         self._packing.learn(view, job.variant.model, job.rows, then_at - done_at)
         self._see(view, after)
-
-    def _saved_by_waiting(self, view: View, job: Job, wait_ns: int) -> float:
-        """Share of the job's work that running it in a larger batch, `wait_ns` from now, would save."""
-        if job.offer is None or not self.defers:
-            return 0.0
-        spec = view.specs[job.variant.model]
-        joining = int(self._rate(view, job) * wait_ns / 1e9)
-        rows = min(spec.max_batch, max(job.rows + joining, job.offer.queue.rows))
-        larger = view.median(spec.bucket(rows, job.variant.axes))
-        return 1.0 - larger / rows * job.rows / job.median_ns
 
     # --- stopping dispatches --------------------------------------------------------------------------------
 
