@@ -145,7 +145,7 @@ def serve(
     given = {f"python:{entry.name}": entry for entry in models if isinstance(entry, PythonModel)}
     scenario = _scenario(models, DeviceConfig(kind=device, lanes=lanes), drain_s)
     config = HostConfig(host=host, http_port=http_port, policy=policy)
-    make_policy(policy)
+    make_policy(policy)  # an unknown name should not wait until everything is loaded
     where = places(store)
     prepared = prepare(scenario, where, user=UserModels(scenario.folder, given))
     if prepared.failed:
@@ -224,7 +224,7 @@ class Server:
         await self._serve(self._started.set_result, told)
 
     async def _serve(self, on_ready: Callable[[str], None], told: asyncio.Event | None = None) -> None:
-        policy = make_policy(self._config.policy)
+        policy = make_policy(self._config.policy, self._prepared.executor.lanes)
         try:
             predictor = predictor_of(self._prepared, policy)
         except ConfigError:
