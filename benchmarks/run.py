@@ -26,6 +26,7 @@ PARTS: dict[str, tuple[list[str], list[str]]] = {
     "switch_interval": ([], ["--seconds", "2", "--repeats", "1"]),
     "prediction_cost": ([], ["--repeats", "2", "--steps", "200000"]),
     "calibration": ([], ["--seeds", "2"]),
+    "split_cost": ([], ["--seconds", "0.3", "--repeats", "2"]),
     "sim_vs_live": ([], ["--seconds", "2", "--repeats", "2"]),
 }
 """Part -> (options of a full run, of a quick one)."""

@@ -146,12 +146,11 @@ async def run(descriptor: int) -> int:
     parent = control.Parent()
     try:
         launch = await parent.launched(descriptor)
+        listener = socket.socket(fileno=launch.socket)
+        listener.setblocking(False)
+        await EngineProcess(parent, decode(launch.settings, EngineSettings), listener).run()
     except EOFError:
         return 0
-    listener = socket.socket(fileno=launch.socket)
-    listener.setblocking(False)
-    try:
-        await EngineProcess(parent, decode(launch.settings, EngineSettings), listener).run()
     except (ValueError, OSError) as error:
         parent.say(control.Failed(str(error), without_paths(str(error))))
         return CANNOT_START

@@ -91,6 +91,10 @@ async def run(descriptor: int) -> int:
         launch = await parent.launched(descriptor)
     except EOFError:
         return 0
+    except ValueError as error:
+        parent.say(control.Failed(str(error), str(error)))
+        await parent.close()
+        return 2
     settings = decode(launch.settings, FrontSettings)
     link = RemoteLink(settings.engine, settings.models, settings.arena_bytes)
 

@@ -5,6 +5,7 @@ A device has one runtime. Torch is an extra: it is imported only when a scenario
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Protocol
 
@@ -95,13 +96,21 @@ class OnnxRuntime:
         self.device = cpu_fingerprint(lanes, len(available_cores()))
         self.executor = OnnxExecutor(MonotonicClock(), lanes, OnnxModels(scenario, where, self.device))
         self._paths: dict[str, Path] = {}
+        reader = ThreadPoolExecutor(1, thread_name_prefix="cotenant-read")
+        self._reading = {model.name: reader.submit(self._read, model) for model in scenario.models}
+        reader.shutdown(wait=False)
 
     def load(self, model: ModelConfig) -> tuple[ModelMetadata, str]:
-        path = locate(model, self._scenario, self._where)
-        metadata = inspect(path, settings_of(model))
+        path, metadata, source = self._reading.pop(model.name).result()
         self.executor.load(metadata, path)
         self._paths[metadata.name] = path
-        return metadata, source_hash(path)
+        return metadata, source
+
+    def _read(self, model: ModelConfig) -> tuple[Path, ModelMetadata, str]:
+        """What the model's file says, and its hash: files are read ahead while sessions are made of others,
+        which takes about as long."""
+        path = locate(model, self._scenario, self._where)
+        return path, inspect(path, settings_of(model)), source_hash(path)
 
     def inside(self, metadata: ModelMetadata) -> Inside:
         cores = core_numbers(self.executor.lanes[0].units, available_cores())

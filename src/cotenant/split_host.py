@@ -175,6 +175,7 @@ class _Server:
 
     async def _drain(self, at_once: asyncio.Task[bool]) -> None:
         """Have the engine refuse what arrives, and wait until what was admitted has ended."""
+        self._engine.let_end()
         if self._engine.ready.is_set():
             self._engine.send(control.Drain(self._settings.drain_s))
             await _first(
