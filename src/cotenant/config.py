@@ -91,6 +91,9 @@ class ServerConfig:
     """Whether every answered HTTP request is logged."""
     triton_metrics: bool = False
     """Whether `/metrics` has the counters under Triton's names (`nv_inference_*`) too."""
+    engine_silence_s: float = 60.0
+    """Seconds for which an engine process may not answer before it counts as hanging and is started anew; 0:
+    for ever."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -269,6 +272,7 @@ class _Reader(TomlChecks):
             here,
             "above 1 does not go with in_process = true",
         )
+        self._check(server.engine_silence_s >= 0, "[server] engine_silence_s", "must be 0 or more")
         least = 2 * server.max_body_mib
         self._check(
             server.shared_memory_mib == 0 or server.shared_memory_mib >= least,

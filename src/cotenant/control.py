@@ -17,6 +17,7 @@ from pathlib import Path
 
 from msgspec import Struct
 
+from cotenant import __version__
 from cotenant.channel import Channel, FrameError
 from cotenant.engine_client import Absence
 
@@ -37,6 +38,7 @@ class Launch(Struct, frozen=True, tag=True):
 
     settings: bytes
     socket: int
+    version: str = __version__
 
 
 class Drain(Struct, frozen=True, tag=True):
@@ -60,7 +62,11 @@ class Stop(Struct, frozen=True, tag=True):
     """End in order."""
 
 
-ToChild = Launch | Drain | Reload | Notice | Stop
+class Ping(Struct, frozen=True, tag=True):
+    """Answer `Pong`, to show that you can."""
+
+
+ToChild = Launch | Drain | Reload | Notice | Stop | Ping
 
 
 # --- child to parent ----------------------------------------------------------------------------------
@@ -96,7 +102,11 @@ class Drained(Struct, frozen=True, tag=True):
     """Nothing that was admitted is left."""
 
 
-ToParent = Progress | Said | Ready | Failed | Drained
+class Pong(Struct, frozen=True, tag=True):
+    """The event loop turns."""
+
+
+ToParent = Progress | Said | Ready | Failed | Drained | Pong
 
 
 # --- the child's side ---------------------------------------------------------------------------------
@@ -133,11 +143,16 @@ class Parent:
 
     async def launched(self, descriptor: int) -> Launch:
         """Take up the inherited descriptor and wait for the launch. Raises EOFError when the parent has
-        gone."""
+        gone, ValueError when it is of another version than what is installed now."""
         sock = socket.socket(fileno=descriptor)
         sock.setblocking(False)
         await self._loop.create_unix_connection(lambda: self._channel, sock=sock)
-        return await self._launch
+        launch = await self._launch
+        if launch.version != __version__:
+            raise ValueError(
+                f"version {__version__} was installed under a server of version {launch.version}: restart it"
+            )
+        return launch
 
     def say(self, frame: ToParent) -> None:
         """Tell the parent. On any thread."""
@@ -159,6 +174,8 @@ class Parent:
                 self._launch.set_result(frame)
             case Stop():
                 self.stopped.set()
+            case Ping():
+                self._channel.send(Pong())
             case _:
                 self.on_frame(frame)
 

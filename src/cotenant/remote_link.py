@@ -48,14 +48,16 @@ class _Connection:
         self.questions: dict[int, Callable[[wire.Told | None], None]] = {}
         self.lost = asyncio.Event()
         self.channel = Channel(wire.FromEngine, partial(link.took, self), self._on_lost)
-        self.returns = wire.Returns(self.channel)
+        self.returns = wire.Returns(self.channel, n_bytes)
 
     def _on_lost(self, why: str) -> None:
         self.lost.set()
 
     def close(self) -> None:
+        """Let go of everything; arrays on the window stay until their users are done."""
         self.channel.fail("closed")
         self.arena.close()
+        self.window = None
 
 
 class RemoteLink:
@@ -72,6 +74,7 @@ class RemoteLink:
         self._models: dict[str, ModelMetadata] = {}
         self._status = tuple(ModelStatus(name=name, state="LOADING") for name in models)
         self._absence: Absence | None = STARTING
+        self._before: Absence | None = None
         self._connection: _Connection | None = None
         self._questions = itertools.count()
         self._sent: list[tuple[str, int]] = []
@@ -85,7 +88,10 @@ class RemoteLink:
         while True:
             try:
                 await self._hold(_Connection(self, self._arena_bytes))
-            except OSError:
+            except OSError as error:
+                if self._absence in (STARTING, ANEW):
+                    reason = f"the engine cannot be reached: {error.strerror or error}"
+                    self._absence = Absence(reason=reason)
                 await asyncio.sleep(RETRY_S)
 
     async def _hold(self, connection: _Connection) -> None:
@@ -122,8 +128,8 @@ class RemoteLink:
         self.on_state()
 
     def absent(self, absence: Absence) -> None:
-        """Whoever watches over the engine knows why there is none."""
-        self._absence = absence
+        """Whoever watches over the engine knows why there is none, and for how long."""
+        self._absence = self._before = absence
         self.on_state()
 
     # --- what comes from the engine -------------------------------------------------------------------
@@ -171,6 +177,11 @@ class RemoteLink:
             }
         self._status = state.status or self._status
         self._absence = state.absence
+        if self._absence is None:
+            self._before = None
+        elif self._before is not None:
+            reason = f"{self._absence.reason} (before: {self._before.reason})"
+            self._absence = structs.replace(self._before, reason=reason)
         self.on_state()
 
     # --- EngineLink -----------------------------------------------------------------------------------
@@ -183,6 +194,7 @@ class RemoteLink:
         if connection.channel.clogged:
             return self._refuse(call, reply, BEHIND)
         slot: Slot | None = None
+        connection.returns.send()
         try:
             parts, slot = wire.pack(call.inputs, connection.arena)
             connection.channel.send(wire.Submit(structs.replace(call, inputs=NO_TENSORS), parts, slot))
@@ -206,7 +218,7 @@ class RemoteLink:
             deadline_at=None if call.slo_ns is None else call.arrived_at + call.slo_ns,
             rows=call.rows,
             axes=call.axes,
-            job_class=JobClass(min(call.priority, JobClass.BEST_EFFORT) or JobClass.STANDARD),
+            job_class=JobClass(min(max(call.priority, 0), JobClass.BEST_EFFORT) or JobClass.STANDARD),
         )
         return Outcome(request=request, kind=kind, reason=reason, ended_at=self.now())
 

@@ -6,6 +6,7 @@ A device has one runtime. Torch is an extra: it is imported only when a scenario
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Protocol
 
@@ -14,6 +15,7 @@ from cotenant.clock import MonotonicClock
 from cotenant.config import ARCHIVE, ConfigError, ModelConfig, Scenario, holds_weights
 from cotenant.cores import available_cores, core_numbers
 from cotenant.domain import ModelMetadata
+from cotenant.execute.lane_model import Loadable
 from cotenant.execute.lanes import lane_layout
 from cotenant.execute.onnx import OnnxExecutor
 from cotenant.execute.onnx_nodes import OnnxInside
@@ -122,13 +124,22 @@ class OnnxRuntime:
         self._source = OnnxModels(scenario, where, self.device, user)
         self.executor = OnnxExecutor(MonotonicClock(), lanes, self._source)
         self._paths: dict[str, Path] = {}
+        reader = ThreadPoolExecutor(1, thread_name_prefix="cotenant-read")
+        self._reading = {model.name: reader.submit(self._read, model) for model in scenario.models}
+        reader.shutdown(wait=False)
 
     def load(self, model: ModelConfig) -> tuple[ModelMetadata, str]:
-        metadata, made_of = self._source.find(model.name)
+        metadata, made_of, digest = self._reading.pop(model.name).result()
         self.executor.load(metadata, made_of)
         if isinstance(made_of, Path):
             self._paths[metadata.name] = made_of
-        return metadata, self._source.hash(made_of)
+        return metadata, digest
+
+    def _read(self, model: ModelConfig) -> tuple[ModelMetadata, Path | Loadable, str]:
+        """What the model's file says, and its hash: files are read ahead while sessions are made of others,
+        which takes about as long."""
+        metadata, made_of = self._source.find(model.name)
+        return metadata, made_of, self._source.hash(made_of)
 
     def hash(self, model: ModelConfig) -> str:
         return self._source.hash(self._source.made_of(model))
