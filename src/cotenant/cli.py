@@ -16,11 +16,13 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from cotenant import __version__
+from cotenant.cli_key import keys
 from cotenant.cli_study import study
 from cotenant.config import ConfigError, Scenario, load_scenario, scenario_from_model
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
 app.add_typer(study, name="study")
+app.add_typer(keys, name="key")
 to_stderr = Console(stderr=True, emoji=False)
 to_stdout = Console(emoji=False)
 
@@ -70,6 +72,7 @@ def serve(
     from cotenant.assemble import predictor_of, prepare
     from cotenant.catalogue import places
     from cotenant.experiment.coruns import recorded_live
+    from cotenant.front_door import open_door
     from cotenant.host import HostConfig
     from cotenant.host import serve as host_serve
     from cotenant.learned import kept
@@ -81,6 +84,7 @@ def serve(
         chosen = make_policy(policy)
         where = places(store)
         scenario = _config(source, slo_ms)
+        open_door(scenario, host)
         with _progress() as told:
             prepared = prepare(scenario, where, progress=told)
         for reason in prepared.failed.values():

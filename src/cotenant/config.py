@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from cotenant.domain import JobClass
+from cotenant.serve.settings import FrontDoor
+from cotenant.serve.settings import complaints as door_complaints
 from cotenant.toml_checks import ConfigError, TomlChecks, is_number
 from cotenant.workload.traffic import PREFIXES, PROCESSES, TrafficShape, complaints
 
@@ -61,7 +63,7 @@ class DeviceConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ServerConfig:
+class ServerConfig(FrontDoor):
     """The `[server]` table."""
 
     drain_s: float = 10.0
@@ -182,6 +184,8 @@ class _Reader(TomlChecks):
         load = self._table(LoadConfig, raw.get("load", {}), "[load]")
         device = self._table(DeviceConfig, raw.get("device", {}), "[device]")
         server = self._table(ServerConfig, raw.get("server", {}), "[server]")
+        for key, message in door_complaints(server):
+            self._check(False, f"[server] {key}", message)
         self._check(load.duration_s > 0, "[load] duration_s", "must be greater than 0")
         self._check(load.scale > 0, "[load] scale", "must be greater than 0")
         self._choice(load.scale_of, ("rates", "capacity"), "[load] scale_of")

@@ -13,9 +13,11 @@ from cotenant.assemble import Prepared, make_engine
 from cotenant.clock import MonotonicClock
 from cotenant.engine import Engine
 from cotenant.engine_client import EngineClient
+from cotenant.front_door import open_door
 from cotenant.local_link import LocalLink
 from cotenant.ports import Observer
 from cotenant.predictors import Served
+from cotenant.serve.gate import Gate
 from cotenant.serve.http import ServeConfig, make_app
 from cotenant.serve.server import serve_http
 from cotenant.telemetry.metrics import Metrics
@@ -58,6 +60,7 @@ async def serve(
     """Serve until SIGTERM or SIGINT, then drain and return. `on_ready(url)` is called once, when requests
     are accepted. `predictor`: one that may have learned already."""
     settings = prepared.scenario.server
+    door = open_door(prepared.scenario, config.host)
     clock = MonotonicClock()
     metrics = Metrics()
     engine = make_engine(
@@ -70,9 +73,15 @@ async def serve(
     )
     engine.start()
     serve_config = ServeConfig(
-        max_body_bytes=settings.max_body_mib << 20, allow_model_control=settings.allow_model_control
+        max_body_bytes=settings.max_body_mib << 20,
+        body_timeout_s=settings.body_timeout_s,
+        allow_model_control=settings.allow_model_control,
+        door=settings,
     )
-    app = make_app(EngineClient(LocalLink(engine, clock)), CurrentMetrics(engine, metrics), serve_config)
+    client = EngineClient(LocalLink(engine, clock))
+    gate = Gate(door.keys, settings, client.now)
+    gate.on_refused = metrics.refused
+    app = make_app(client, CurrentMetrics(engine, metrics), serve_config, gate)
     shutdown, told = asyncio.Event(), asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -90,9 +99,11 @@ async def serve(
             app,
             config.host,
             config.http_port,
-            lambda port: on_ready(f"http://{config.host}:{port}"),
+            lambda port: on_ready(f"{door.scheme}://{config.host}:{port}"),
             shutdown,
             drain_limit_s=2,
+            door=settings,
+            tls=door.tls,
         )
     finally:
         stopper.cancel()

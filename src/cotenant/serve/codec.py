@@ -12,6 +12,7 @@ import orjson
 from cotenant.domain import Axes, ModelMetadata, TensorSpec
 from cotenant.ports import Tensors
 from cotenant.serve.errors import BadRequest
+from cotenant.serve.json_limits import MAX_ELEMENTS, OBJECT_COST, check_count, check_json
 from cotenant.serve.oip import (
     REQUEST,
     Encoded,
@@ -33,8 +34,9 @@ LARGEST_DIMENSION = 2**31 - 1
 class ModelCodec:
     """Decodes requests for and encodes answers of one loaded model; made once per load."""
 
-    def __init__(self, metadata: ModelMetadata) -> None:
+    def __init__(self, metadata: ModelMetadata, max_elements: int = MAX_ELEMENTS) -> None:
         self.metadata = metadata
+        self._max_elements = max_elements
         self._decoders = {spec.name: TensorDecoder(spec) for spec in metadata.inputs}
         self._outputs = {spec.name: spec for spec in metadata.outputs}
         self._buckets = dict(metadata.spec.axis_buckets)
@@ -56,6 +58,7 @@ class ModelCodec:
         if json_bytes == 0:
             return self._decode_raw(body)
         if json_bytes is None:
+            check_json(body, self._max_elements)
             request: InferRequest = decode_json(REQUEST, body)
             binary = memoryview(b"")
         elif json_bytes > len(body):
@@ -64,6 +67,7 @@ class ModelCodec:
             )
         else:
             view = memoryview(body)
+            check_json(view[:json_bytes], self._max_elements)
             request = decode_json(REQUEST, view[:json_bytes])
             binary = view[json_bytes:]
         parameters = request.parameters or {}
@@ -89,6 +93,8 @@ class ModelCodec:
             field = f"inputs[{index}] '{tensor.name}'"
             decoder = self._decoder(tensor, field, arrays)
             self._check_shape(decoder.spec, tensor.shape, field, sizes)
+            if decoder.dtype.kind == "O":
+                check_count(OBJECT_COST * math.prod(tensor.shape), self._max_elements)
             n_bytes = binary_size(tensor, field, has_binary)
             if n_bytes is None:
                 arrays[tensor.name] = decoder.from_json(tensor.data, tensor.shape, field)

@@ -14,6 +14,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from cotenant.engine_client import EngineClient
+from cotenant.redact import without_paths
 from cotenant.serve.errors import BadRequest
 from cotenant.serve.model_routes import json_response
 from cotenant.serve.oip import decode_json
@@ -61,7 +62,7 @@ class RepositoryRoutes:
         for status in self._client.status():
             if wanted.ready and status.state != "READY":
                 continue
-            entry = {"name": status.name, "state": status.state, "reason": status.reason}
+            entry = {"name": status.name, "state": status.state, "reason": without_paths(status.reason)}
             if status.name in models:
                 entry["version"] = models[status.name].versions[-1]
             entries.append(entry)
@@ -101,7 +102,7 @@ class RepositoryRoutes:
 
     def _done(self, what: str, name: str, error: str | None) -> Response:
         if error is not None:
-            raise BadRequest(400, f"model '{name}' did not {what}: {error}")
+            raise BadRequest(400, f"model '{name}' did not {what}: {without_paths(error)}")
         return json_response({})
 
 

@@ -133,6 +133,12 @@ class Metrics:
             children.queue.observe((outcome.started_at - arrived_at) / NS_PER_S)
             children.service.observe((outcome.ended_at - outcome.started_at) / NS_PER_S)
 
+    def refused(self, model: str, reason: str) -> None:
+        """Count a request that the front end refused before the engine saw it."""
+        key = (model, OutcomeKind.REJECTED.value, reason)
+        counter = self._outcomes.get(key)
+        (counter or self._outcome(model, OutcomeKind.REJECTED, reason)).inc()
+
     def observed(self, observation: Observation) -> None:
         """Count a completed dispatch and compare it with what was predicted when it was made."""
         children = self._of_model(observation.variant.model)

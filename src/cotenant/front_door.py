@@ -1,0 +1,73 @@
+"""The front door of a server as its configuration says: keys read, TLS set up, and never open by accident."""
+
+from __future__ import annotations
+
+import ipaddress
+import socket
+import ssl
+from dataclasses import dataclass
+
+from cotenant.config import Scenario
+from cotenant.keys_file import load_keys
+from cotenant.serve.keys import KeyRing
+from cotenant.serve.tls import server_context
+from cotenant.toml_checks import ConfigError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Door:
+    """Who may come in, and over what."""
+
+    keys: KeyRing | None
+    tls: ssl.SSLContext | None
+
+    @property
+    def scheme(self) -> str:
+        """`http` or `https`."""
+        return "http" if self.tls is None else "https"
+
+
+def open_door(scenario: Scenario, host: str) -> Door:
+    """Read the keys and certificates of a server that is to listen on `host`. Raises ConfigError, also when
+    other machines could reach it without a key and nobody said that they may."""
+    settings = scenario.server
+    keys = load_keys(scenario.folder / settings.keys_file) if settings.keys_file else None
+    if keys is None and not is_loopback(host):
+        _check_exposed(scenario, host)
+    tls = None
+    if settings.tls_cert:
+        ca = scenario.folder / settings.tls_client_ca if settings.tls_client_ca else None
+        try:
+            tls = server_context(scenario.folder / settings.tls_cert, scenario.folder / settings.tls_key, ca)
+        except ValueError as error:
+            raise ConfigError(f"{scenario.path}: [server] TLS: {error}") from None
+    return Door(keys=keys, tls=tls)
+
+
+def _check_exposed(scenario: Scenario, host: str) -> None:
+    settings = scenario.server
+    where = f"{scenario.path}: " if scenario.path.is_file() else ""
+    if not settings.open:
+        raise ConfigError(
+            f"{where}on {host} everybody who reaches this machine could use the server. Make keys "
+            "(cotenant key new --role infer --tenant NAME --file keys.toml), set keys_file under [server], "
+            "or set open = true there to serve everybody, or listen on 127.0.0.1"
+        )
+    if settings.allow_model_control:
+        raise ConfigError(
+            f"{scenario.path}: [server] allow_model_control lets everybody who reaches {host} load and "
+            "unload models; it needs keys_file there, with a key of the role admin"
+        )
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach what listens on `host`, a name or an address."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        pass
+    try:
+        found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except OSError:
+        return False
+    return all(ipaddress.ip_address(entry[4][0]).is_loopback for entry in found)
