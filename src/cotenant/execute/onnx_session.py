@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -12,10 +11,9 @@ import onnxruntime as ort
 from cotenant.domain import ModelMetadata
 from cotenant.execute.batch import Array, Batcher
 from cotenant.execute.model import example_inputs
+from cotenant.redact import without_paths
 
 LONGEST_ERROR = 300
-
-_PATH = re.compile(r"(?<![\w.])(?:[A-Za-z]:)?[/\\](?:[\w.+~-]+[/\\])+[\w.+~-]*")
 
 
 class LoadedModel:
@@ -44,11 +42,6 @@ def describe(error: Exception) -> str:
     return f"{type(error).__name__}: {without_paths(str(error))}"[:LONGEST_ERROR]
 
 
-def without_paths(text: str) -> str:
-    """The text in one line, fit for a stranger: folders are nobody's business."""
-    return _PATH.sub("...", " ".join(text.split()))
-
-
 def session_options(n_threads: int) -> ort.SessionOptions:
     """How every session of a lane with so many threads runs."""
     options = ort.SessionOptions()
@@ -61,8 +54,10 @@ def session_options(n_threads: int) -> ort.SessionOptions:
 
 
 def open_session(path: Path, n_threads: int) -> ort.InferenceSession:
+    """A session of the file itself, links followed: external data is looked for beside it, where `inspect`
+    has checked it, not beside a link to it."""
     options = session_options(n_threads)
-    return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    return ort.InferenceSession(str(path.resolve()), options, providers=["CPUExecutionProvider"])
 
 
 def warm(model: LoadedModel) -> None:
