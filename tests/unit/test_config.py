@@ -54,6 +54,7 @@ def read(tmp_path: Path, text: str) -> object:
         ("[[model]\n", ("not valid TOML", "line 1")),
         (MODEL + "[[phase]]\nat_s = 3\n[phase.model.b]\nrate_per_s = 1\n", ("'b'", "known: a")),
         (MODEL + "[[phase]]\nat_s = -3\n", ("at_s",)),
+        (MODEL + "[[phase]]\nat_s = " + "9" * 400 + "\n", ("at_s",)),
         (MODEL + 'arrivals = "mmpp"\nburst_ratio = 1\n', ("burst_ratio", "greater than 1")),
         (MODEL + 'arrivals = "mmpp"\nburst_ratio = 9\nburst_share = 0.2\n', ("burst_share", "1.8", "exceed")),
         (MODEL + 'arrivals = "mmpp"\nburst_ratio = [2, 3]\n', ("burst_share", "as many entries", "(2)")),

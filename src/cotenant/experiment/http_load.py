@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 import httptools
 
 Answer = Callable[[int, dict[str, str]], None]
-"""Told (status, x- headers); status 0 when the connection failed."""
+"""Told (status, x- headers and Server-Timing); status 0 when the connection failed."""
 
 
 class Connection(asyncio.Protocol):
@@ -58,7 +58,7 @@ class Connection(asyncio.Protocol):
         self._end(0)
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        if name[:2] in (b"x-", b"X-"):
+        if name[:2] in (b"x-", b"X-") or name == b"server-timing":
             self._headers[name.decode().lower()] = value.decode()
 
     def on_message_complete(self) -> None:

@@ -11,6 +11,7 @@ import asyncio
 from http import HTTPStatus
 from typing import ClassVar
 
+import httptools
 import orjson
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
@@ -121,7 +122,14 @@ class GuardedProtocol(HttpToolsProtocol):
             self._in_headers = True
         self._n_read = len(data)
         self._n_wire += len(data)
-        super().data_received(data)
+        self._unset_keepalive_if_required()
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserUpgrade:
+            pass  # asked for, and not done: the request has been answered like any other
+        except httptools.HttpParserError:
+            if not self._refused:
+                self._refuse(400, "not a valid HTTP request")
         if self._n_wire > self._most_header_bytes() + OVERHEAD * self._n_body and not self._refused:
             if self._in_headers:
                 self._refuse(431, self._too_large())
@@ -136,14 +144,6 @@ class GuardedProtocol(HttpToolsProtocol):
             f"the headers are above the limit of {self.door.max_headers} of together "
             f"{self.door.max_header_kib} KiB"
         )
-
-    def send_400_response(self, msg: str) -> None:
-        """Answer to what is no HTTP."""
-        if not self._refused:
-            self._refuse(400, "not a valid HTTP request")
-
-    def _unsupported_upgrade_warning(self) -> None:
-        """Nothing is upgraded, and nobody needs to read so in a log."""
 
     # --- the parser's calls ---------------------------------------------------------------------------------
 
