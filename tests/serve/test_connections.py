@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
+import struct
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 
@@ -210,3 +211,15 @@ def test_an_idle_connection_is_closed_when_its_time_is_over(serve: Serve) -> Non
     with connected(server) as connection:
         connection.sendall(LIVE)
         assert until_closed(connection).startswith(b"HTTP/1.1 200")
+
+
+def test_clients_that_go_at_once_leave_no_trace(serve: Serve, caplog: pytest.LogCaptureFixture) -> None:
+    server = serve()
+    for n in range(200):
+        with connected(server) as connection:
+            if n % 2:
+                connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            connection.sendall(WHOLE * (1 + n % 3) if n % 4 else LIVE * 3)
+    assert server.infer().status == 200
+    server.stop()
+    assert [record.getMessage() for record in caplog.records] == []

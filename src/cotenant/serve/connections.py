@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import asyncio
 from http import HTTPStatus
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import httptools
 import orjson
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from cotenant.serve.settings import FrontDoor
 
@@ -38,6 +38,23 @@ def raw_answer(status: int, message: str) -> bytes:
             body,
         )
     )
+
+
+class Answers:
+    """The part of a transport that answers are written to. What is written after the client has gone, but
+    before that was told, is dropped; a transport of uvloop would raise."""
+
+    __slots__ = ("_transport", "close", "is_closing")
+
+    def __init__(self, transport: asyncio.Transport) -> None:
+        self._transport = transport
+        self.close = transport.close
+        self.is_closing = transport.is_closing
+
+    def write(self, data: bytes) -> None:
+        """Send, if there is anybody to send to."""
+        if not self.is_closing():
+            self._transport.write(data)
 
 
 class GuardedProtocol(HttpToolsProtocol):
@@ -67,7 +84,12 @@ class GuardedProtocol(HttpToolsProtocol):
             self._refuse(503, "the server has as many connections as it takes")
             return
         super().connection_made(transport)
+        self._answers = Answers(transport)
         self._begun_at = self.loop.time()
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+        cycle.transport = self._answers  # type: ignore[assignment]
+        super()._start_asgi_task(cycle, app)
 
     def _close_an_idle_one(self) -> bool:
         for other in self.connections:
