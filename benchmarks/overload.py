@@ -180,7 +180,8 @@ def started(command: list[str]) -> Iterator[tuple[str, int]]:
 
 def family(pid: int) -> list[int]:
     """The process and its children, theirs and so on."""
-    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    tasks = Path(f"/proc/{pid}/task").iterdir()
+    children = [child for task in tasks for child in (task / "children").read_text().split()]
     return [pid, *(other for child in children for other in family(int(child)))]
 
 

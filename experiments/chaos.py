@@ -29,6 +29,7 @@ import struct
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections import Counter, defaultdict
 from collections.abc import Awaitable
@@ -91,7 +92,6 @@ class Server:
         with clock.open("r+b") as file:
             self._clock = mmap.mmap(file.fileno(), 8)
         path = os.pathsep.join(filter(None, [str(site), os.environ.get("PYTHONPATH", "")]))
-        self._log = (folder / "stderr").open("w+")
         self.child = subprocess.Popen(
             [
                 *(sys.executable, "-m", "cotenant", "serve", str(config), "--http-port", "0"),
@@ -99,10 +99,14 @@ class Server:
             ],
             env={**os.environ, "PYTHONPATH": path, "CHAOS_CLOCK": str(clock)},
             stdout=subprocess.PIPE,
-            stderr=self._log,
+            stderr=subprocess.PIPE,
             text=True,
         )
         assert self.child.stdout is not None
+        assert self.child.stderr is not None
+        self._said: list[str] = []
+        self._reader = threading.Thread(target=self._said.extend, args=(self.child.stderr,), daemon=True)
+        self._reader.start()
         line = self.child.stdout.readline()
         if not line.startswith("ready "):
             self.stop()
@@ -110,9 +114,10 @@ class Server:
         self.port = int(line.rpartition(":")[2])
 
     def stderr(self) -> str:
-        """What it said."""
-        self._log.seek(0)
-        return self._log.read()
+        """What it said; whole once it has ended."""
+        if self.child.poll() is not None:
+            self._reader.join(10)
+        return "".join(self._said)
 
     def step_clock(self, offset_s: float) -> None:
         """From now on its wall clock is off by so much."""
@@ -130,7 +135,8 @@ class Server:
         while left:
             pid = left.pop()
             try:
-                left += map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split())
+                for task in Path(f"/proc/{pid}/task").iterdir():
+                    left += map(int, (task / "children").read_text().split())
                 found.append(pid)
             except OSError:
                 continue
@@ -312,9 +318,11 @@ async def kill_engine(server: Server, books: Books) -> None:
     """Kill the engine every `KILL_EVERY_S`."""
     while True:
         await asyncio.sleep(KILL_EVERY_S)
-        pid = server.engine()
-        if pid is None:
-            raise SystemExit("--kill-engine: the server has no process of its own for the engine")
+        until = time.monotonic() + KILL_EVERY_S
+        while (pid := server.engine()) is None:
+            if time.monotonic() > until:
+                raise RuntimeError("--kill-engine: the server has no process of its own for the engine")
+            await asyncio.sleep(0.1)
         books.events.append((time.monotonic(), "engine killed"))
         os.kill(pid, signal.SIGKILL)
 

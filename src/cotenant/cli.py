@@ -6,7 +6,7 @@ import asyncio
 import json
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -84,7 +84,7 @@ def serve(
         chosen = make_policy(policy)
         where = places(store)
         scenario = _config(source, slo_ms)
-        open_door(scenario, host)
+        open_door(scenario.server, scenario.path, host)
         with _progress() as told:
             prepared = prepare(scenario, where, progress=told)
         for reason in prepared.failed.values():
@@ -326,11 +326,13 @@ def _say_ready(url: str) -> None:
 
 
 def _warn(message: str) -> None:
-    to_stderr.print(f"[yellow]warning:[/] {escape(message)}", highlight=False, soft_wrap=True)
+    with suppress(OSError):  # what is said may go to the disk that is full
+        to_stderr.print(f"[yellow]warning:[/] {escape(message)}", highlight=False, soft_wrap=True)
 
 
 def _note(message: str) -> None:
-    to_stderr.print(f"learned: {message}", highlight=False, markup=False, soft_wrap=True)
+    with suppress(OSError):
+        to_stderr.print(f"learned: {message}", highlight=False, markup=False, soft_wrap=True)
 
 
 def _fail(message: str) -> typer.Exit:

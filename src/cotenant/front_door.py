@@ -6,8 +6,9 @@ import ipaddress
 import socket
 import ssl
 from dataclasses import dataclass
+from pathlib import Path
 
-from cotenant.config import Scenario
+from cotenant.config import ServerConfig
 from cotenant.keys_file import load_keys
 from cotenant.serve.keys import KeyRing
 from cotenant.serve.tls import server_context
@@ -27,26 +28,27 @@ class Door:
         return "http" if self.tls is None else "https"
 
 
-def open_door(scenario: Scenario, host: str) -> Door:
-    """Read the keys and certificates of a server that is to listen on `host`. Raises ConfigError, also when
-    other machines could reach it without a key and nobody said that they may."""
-    settings = scenario.server
-    keys = load_keys(scenario.folder / settings.keys_file) if settings.keys_file else None
+def open_door(settings: ServerConfig, config: Path, host: str) -> Door:
+    """Read the keys and certificates of a server that is to listen on `host`; `config` is the file whose
+    `[server]` table `settings` are, beside which relative paths begin. Every front-end process does so.
+    Raises ConfigError, also when other machines could reach it without a key and nobody said that they
+    may."""
+    folder = config.parent
+    keys = load_keys(folder / settings.keys_file) if settings.keys_file else None
     if keys is None and not is_loopback(host):
-        _check_exposed(scenario, host)
+        _check_exposed(settings, config, host)
     tls = None
     if settings.tls_cert:
-        ca = scenario.folder / settings.tls_client_ca if settings.tls_client_ca else None
+        ca = folder / settings.tls_client_ca if settings.tls_client_ca else None
         try:
-            tls = server_context(scenario.folder / settings.tls_cert, scenario.folder / settings.tls_key, ca)
+            tls = server_context(folder / settings.tls_cert, folder / settings.tls_key, ca)
         except ValueError as error:
-            raise ConfigError(f"{scenario.path}: [server] TLS: {error}") from None
+            raise ConfigError(f"{config}: [server] TLS: {error}") from None
     return Door(keys=keys, tls=tls)
 
 
-def _check_exposed(scenario: Scenario, host: str) -> None:
-    settings = scenario.server
-    where = f"{scenario.path}: " if scenario.path.is_file() else ""
+def _check_exposed(settings: ServerConfig, config: Path, host: str) -> None:
+    where = f"{config}: " if config.is_file() else ""
     if not settings.open:
         raise ConfigError(
             f"{where}on {host} everybody who reaches this machine could use the server. Make keys "
@@ -55,7 +57,7 @@ def _check_exposed(scenario: Scenario, host: str) -> None:
         )
     if settings.allow_model_control:
         raise ConfigError(
-            f"{scenario.path}: [server] allow_model_control lets everybody who reaches {host} load and "
+            f"{where}[server] allow_model_control lets everybody who reaches {host} load and "
             "unload models; it needs keys_file there, with a key of the role admin"
         )
 

@@ -60,7 +60,7 @@ async def serve(
     """Serve until SIGTERM or SIGINT, then drain and return. `on_ready(url)` is called once, when requests
     are accepted. `predictor`: one that may have learned already."""
     settings = prepared.scenario.server
-    door = open_door(prepared.scenario, config.host)
+    door = open_door(settings, prepared.scenario.path, config.host)
     clock = MonotonicClock()
     metrics = Metrics()
     engine = make_engine(

@@ -15,7 +15,7 @@ import pytest
 from serving import Server, echo_request
 
 from cotenant.config import load_scenario
-from cotenant.front_door import open_door
+from cotenant.front_door import Door, open_door
 from cotenant.serve.tls import server_context
 from cotenant.toml_checks import ConfigError
 
@@ -63,6 +63,11 @@ def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
 @pytest.fixture(scope="module")
 def pair(authority: Authority) -> tuple[Path, Path]:
     return authority.sign("server")
+
+
+def opened(config: Path) -> Door:
+    scenario = load_scenario(config)
+    return open_door(scenario.server, scenario.path, "127.0.0.1")
 
 
 def ask(server: Server, client: ssl.SSLContext, body: bytes | None = None) -> int:
@@ -133,7 +138,7 @@ def test_the_config_names_files_beside_it(tmp_path: Path, pair: tuple[Path, Path
     config = tmp_path / "server.toml"
     model = '[[model]]\nname = "a"\nsource = "zoo:echo"\n'
     config.write_text(f'[server]\ntls_cert = "server.pem"\ntls_key = "server.key"\n{model}')
-    assert open_door(load_scenario(config), "127.0.0.1").scheme == "https"
+    assert opened(config).scheme == "https"
     config.write_text(f'[server]\ntls_cert = "server.pem"\ntls_key = "other.key"\n{model}')
     with pytest.raises(ConfigError, match=r"other\.key.*cannot be read"):
-        open_door(load_scenario(config), "127.0.0.1")
+        opened(config)

@@ -10,9 +10,9 @@ import pytest
 from typer.testing import CliRunner
 
 from cotenant.cli import app
-from cotenant.config import load_scenario
+from cotenant.config import Scenario, load_scenario
 from cotenant.domain import JobClass
-from cotenant.front_door import is_loopback, open_door
+from cotenant.front_door import Door, is_loopback, open_door
 from cotenant.keys_file import load_keys
 from cotenant.serve.keys import Role
 from cotenant.toml_checks import ConfigError
@@ -123,6 +123,10 @@ def test_a_private_file_is_read(tmp_path: Path, mode: int) -> None:
 # --- the front door ---------------------------------------------------------------------------------------
 
 
+def door(scenario: Scenario, host: str) -> Door:
+    return open_door(scenario.server, scenario.path, host)
+
+
 def config(tmp_path: Path, server: str = "") -> Path:
     return write(tmp_path / "server.toml", f"[server]\n{server}\n{MODEL}")
 
@@ -130,28 +134,28 @@ def config(tmp_path: Path, server: str = "") -> Path:
 def test_without_keys_a_server_listens_on_this_machine_only(tmp_path: Path) -> None:
     scenario = load_scenario(config(tmp_path))
     for host in ("127.0.0.1", "localhost", "::1", "127.9.9.9"):
-        assert open_door(scenario, host).keys is None
+        assert door(scenario, host).keys is None
     for host in ("0.0.0.0", "::", "192.0.2.7", ""):
         with pytest.raises(ConfigError, match=r"cotenant key new.*open = true"):
-            open_door(scenario, host)
+            door(scenario, host)
 
 
 def test_a_server_can_be_opened_on_purpose_but_not_its_model_control(tmp_path: Path) -> None:
-    assert open_door(load_scenario(config(tmp_path, "open = true")), "0.0.0.0").keys is None
+    assert door(load_scenario(config(tmp_path, "open = true")), "0.0.0.0").keys is None
     both = load_scenario(config(tmp_path, "open = true\nallow_model_control = true"))
-    assert open_door(both, "127.0.0.1").keys is None
+    assert door(both, "127.0.0.1").keys is None
     with pytest.raises(ConfigError, match="admin"):
-        open_door(both, "0.0.0.0")
+        door(both, "0.0.0.0")
 
 
 def test_keys_are_found_beside_the_config_and_open_the_door(tmp_path: Path) -> None:
     write(tmp_path / "keys.toml", TENANT + KEY)
-    door = open_door(load_scenario(config(tmp_path, 'keys_file = "keys.toml"')), "0.0.0.0")
-    assert door.keys is not None
-    assert door.scheme == "http"
+    found = door(load_scenario(config(tmp_path, 'keys_file = "keys.toml"')), "0.0.0.0")
+    assert found.keys is not None
+    assert found.scheme == "http"
     os.chmod(tmp_path / "keys.toml", 0o644)
     with pytest.raises(ConfigError, match="chmod 600"):
-        open_door(load_scenario(config(tmp_path, 'keys_file = "keys.toml"')), "127.0.0.1")
+        door(load_scenario(config(tmp_path, 'keys_file = "keys.toml"')), "127.0.0.1")
 
 
 def test_serving_with_missing_keys_fails_before_anything_is_loaded(tmp_path: Path) -> None:
