@@ -27,6 +27,7 @@ PARTS: dict[str, tuple[list[str], list[str]]] = {
     "prediction_cost": ([], ["--repeats", "2", "--steps", "200000"]),
     "calibration": ([], ["--seeds", "2"]),
     "sim_vs_live": ([], ["--seconds", "2", "--repeats", "2"]),
+    "overload": ([], ["--seconds", "3"]),
 }
 """Part -> (options of a full run, of a quick one)."""
 CANNOT_RUN = 3

@@ -163,7 +163,7 @@ def load_scenario(path: Path) -> Scenario:
         raise ConfigError(f"{path}: cannot be read: {reason}") from error
     try:
         raw = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
         raise ConfigError(f"{path}: not valid TOML: {error}") from error
     return _Reader(path).scenario(raw)
 

@@ -80,7 +80,7 @@ async def serve(
     )
     client = EngineClient(LocalLink(engine, clock))
     gate = Gate(door.keys, settings, client.now)
-    gate.on_refused = metrics.refused
+    gate.on_refused, gate.on_denied = metrics.refused, metrics.denied
     app = make_app(client, CurrentMetrics(engine, metrics), serve_config, gate)
     shutdown, told = asyncio.Event(), asyncio.Event()
     loop = asyncio.get_running_loop()

@@ -46,7 +46,7 @@ def load_keys(path: Path) -> KeyRing:
     try:
         check_private(path, "the file of keys")
         raw = tomllib.loads(path.read_text(encoding="utf-8"))
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
         raise ConfigError(f"{path}: not valid TOML: {error}") from None
     except (OSError, ValueError) as error:
         raise ConfigError(str(error)) from None

@@ -21,6 +21,7 @@ from cotenant.serve.gate import Gate
 from cotenant.serve.http import App, ServeConfig, make_app
 from cotenant.serve.keys import EVERY_ROLE, Key, KeyRing, Principal, Role, Tenant
 from cotenant.serve.settings import FrontDoor
+from cotenant.telemetry.metrics import Metrics
 from cotenant.testing import EchoLink
 
 Serve = Callable[..., Server]
@@ -185,6 +186,17 @@ def test_a_key_goes_in_either_header(serve: Serve, headers: dict[str, str]) -> N
     assert refused.headers["x-request-id"]
 
 
+def test_denials_are_counted_by_reason(serve: Serve) -> None:
+    server, metrics = serve(keys=ring()), Metrics()
+    server.gate.on_denied, server.gate.on_refused = metrics.denied, metrics.refused
+    server.infer()
+    server.infer(headers={"X-API-Key": "ctk_guess_guess"})
+    server.infer(headers=bearer(Role.METRICS))
+    page = metrics.render()[0].decode()
+    assert 'cotenant_denied_total{reason="no valid key"} 2.0' in page
+    assert 'cotenant_denied_total{reason="not allowed"} 1.0' in page
+
+
 def test_two_keys_are_one_too_many() -> None:
     headers = bearer(Role.INFER) | {"X-API-Key": text_of(Role.INFER)}
     assert call(application(ring()), "GET", "/v2", headers)[0] == 401
@@ -263,14 +275,15 @@ def test_a_tenant_has_only_so_many_requests_in_flight(serve: Serve) -> None:
 
 def test_a_model_has_only_so_many_requests_in_flight(serve: Serve) -> None:
     server = serve(ServeConfig(door=FrontDoor(max_in_flight=1)))
-    refusals: list[tuple[str, str]] = []
-    server.gate.on_refused = lambda model, reason: refusals.append((model, reason))
+    metrics = Metrics()
+    server.gate.on_refused = metrics.refused
     with hanging(server):
         refused = server.infer()
         assert (refused.status, refused.json["reason"]) == (429, "overloaded")
         assert refused.headers["server-timing"].startswith("total;dur=")
     assert server.infer().status == 200
-    assert refusals == [("echo", "overloaded")]
+    counted = 'cotenant_requests_total{model="echo",outcome="rejected",reason="overloaded"} 1.0'
+    assert counted in metrics.render()[0].decode()
     assert server.gate.in_flight == {"echo": 0}
 
 

@@ -52,6 +52,7 @@ def read(tmp_path: Path, text: str) -> object:
         ("", ("[[model]]", "at least one")),
         ("[model]\nname = 'a'\n", ("double brackets",)),
         ("[[model]\n", ("not valid TOML", "line 1")),
+        ("x = " + "[" * 5000, ("not valid TOML",)),
         (MODEL + "[[phase]]\nat_s = 3\n[phase.model.b]\nrate_per_s = 1\n", ("'b'", "known: a")),
         (MODEL + "[[phase]]\nat_s = -3\n", ("at_s",)),
         (MODEL + "[[phase]]\nat_s = " + "9" * 400 + "\n", ("at_s",)),

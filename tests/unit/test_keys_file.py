@@ -98,6 +98,7 @@ def test_a_key_for_nothing_is_refused(arguments: list[str], word: str) -> None:
         (TENANT + "requests_per_s = 0\n" + KEY, ("requests_per_s", "greater than 0")),
         (TENANT + "burst = 3\n" + KEY, ("burst", "requests_per_s")),
         ("[[key]\n", ("not valid TOML",)),
+        ("x = " + "[" * 5000, ("not valid TOML",)),
     ],
 )
 def test_a_bad_file_says_what_is_wrong(tmp_path: Path, text: str, words: tuple[str, ...]) -> None:

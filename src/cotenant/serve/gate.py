@@ -8,6 +8,7 @@ is a value that each protocol maps to its own codes.
 
 from __future__ import annotations
 
+import hmac
 from collections.abc import Callable
 from enum import StrEnum
 
@@ -104,6 +105,8 @@ class Gate:
         """Bytes of bodies under way."""
         self.on_refused: Callable[[str, str], None] | None = None
         """Told (model, reason) of every inference refused by `enter`."""
+        self.on_denied: Callable[[str], None] | None = None
+        """Told the reason of every request refused by `check`."""
         if keys is not None:
             self.replace_keys(keys)
 
@@ -127,6 +130,12 @@ class Gate:
     def check(self, presented: bytes | None, roles: frozenset[Role] | None) -> Principal | Refusal:
         """Who asks with these credentials, if a key with any of `roles` may do what is asked. None: nobody
         has declared who may."""
+        found = self._check(presented, roles)
+        if isinstance(found, Refusal) and self.on_denied is not None:
+            self.on_denied(found.denial.value)
+        return found
+
+    def _check(self, presented: bytes | None, roles: frozenset[Role] | None) -> Principal | Refusal:
         if self._keys is None:
             return ANYONE if roles is not None else UNDECLARED
         if presented is None:
@@ -152,7 +161,7 @@ class Gate:
         if self._keys is None or Role.ADMIN in principal.roles:
             return True
         plain, _, tag = request_id.rpartition("-")
-        return tag == self._keys.tag(principal.tenant, plain)
+        return hmac.compare_digest(tag.encode(), self._keys.tag(principal.tenant, plain).encode())
 
     # --- room -----------------------------------------------------------------------------------------------
 

@@ -77,6 +77,11 @@ class Metrics:
         self.outcomes = tally.counter(
             "cotenant_requests", "Requests by how they ended.", ("model", "outcome", "reason")
         )
+        self.denials = tally.counter(
+            "cotenant_denied",
+            "Requests refused for their key, by reason, whatever they asked for.",
+            ("reason",),
+        )
         self.rows = tally.histogram(
             "cotenant_batch_rows", "Rows per completed dispatch.", of_model, ROWS_BUCKETS
         )
@@ -138,6 +143,10 @@ class Metrics:
         key = (model, OutcomeKind.REJECTED.value, reason)
         counter = self._outcomes.get(key)
         (counter or self._outcome(model, OutcomeKind.REJECTED, reason)).inc()
+
+    def denied(self, reason: str) -> None:
+        """Count a request that was refused for its key."""
+        self.denials.labels(reason).inc()
 
     def observed(self, observation: Observation) -> None:
         """Count a completed dispatch and compare it with what was predicted when it was made."""
