@@ -3,8 +3,9 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 STAMP := .venv/.installed
 SECONDS_PER_RUN ?= 6
+FUZZ_SECONDS ?= 60
 
-.PHONY: demo test test-slow check audit bench docs torch test-torch clean
+.PHONY: demo test test-slow check audit fuzz bench docs torch test-torch clean
 
 $(BIN)/python:
 	@command -v $(PYTHON) >/dev/null 2>&1 && $(PYTHON) -m venv .venv || python3 -m venv .venv
@@ -36,8 +37,14 @@ check: $(STAMP)  ## format, lint, types, imports
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-audit: $(STAMP)  ## known vulnerabilities in the pinned dependencies
-	$(BIN)/pip-audit -r requirements/base.txt
+audit: $(STAMP)  ## known vulnerabilities in every pinned dependency
+	@failed=0; for file in requirements/*.txt; do \
+		echo "== $$file: $$(grep -c == $$file) pinned packages"; \
+		$(BIN)/pip-audit --disable-pip --no-deps --progress-spinner off --desc on -r $$file || failed=1; \
+	done; exit $$failed
+
+fuzz: $(STAMP)  ## every reader of bytes that somebody else wrote, FUZZ_SECONDS in all
+	$(BIN)/python experiments/fuzz.py --seconds $(FUZZ_SECONDS)
 
 bench: $(STAMP)  ## ratios against peers, decision time, simulator speed
 	$(BIN)/python benchmarks/run.py

@@ -30,6 +30,7 @@ PARTS: dict[str, tuple[list[str], list[str]]] = {
     "observing_cost": ([], ["--requests", "4000", "--repeats", "2"]),
     "split_cost": ([], ["--seconds", "0.3", "--repeats", "2"]),
     "sim_vs_live": ([], ["--seconds", "2", "--repeats", "2"]),
+    "overload": ([], ["--seconds", "3"]),
 }
 """Part -> (options of a full run, of a quick one)."""
 CANNOT_RUN = 3

@@ -26,7 +26,6 @@ from cotenant.drive import Log
 from cotenant.engine import Engine
 from cotenant.execute.model import example_inputs
 from cotenant.execute.onnx_model import inspect
-from cotenant.execute.onnx_session import without_paths
 from cotenant.execute.python_metadata import example_of
 from cotenant.ports import Executor, LaneInfo, Learner, Observer, Predictor, Screened, Tensors
 from cotenant.predictors import Measured, Served, make_load_meter, make_predictor, unfitted
@@ -46,6 +45,7 @@ from cotenant.profile.records import (
     source_hash,
 )
 from cotenant.profile.store import ProfileStore
+from cotenant.redact import without_paths
 from cotenant.runtimes import Runtime, cpu_lanes, is_torch, open_runtime
 from cotenant.schedule.policies import make_policy
 from cotenant.schedule.policy import Policy

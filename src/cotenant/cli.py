@@ -7,7 +7,7 @@ import json
 import signal
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Self
@@ -19,12 +19,14 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from cotenant import __version__
 from cotenant.cli_check import check
+from cotenant.cli_key import keys
 from cotenant.cli_study import study
 from cotenant.config import ConfigError, Scenario, load_scenario, scenario_from_model
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
 app.add_typer(study, name="study")
 app.command()(check)
+app.add_typer(keys, name="key")
 to_stderr = Console(stderr=True, emoji=False)
 to_stdout = Console(emoji=False)
 
@@ -149,6 +151,7 @@ def _serve_in_process(
     from cotenant.assemble import predictor_of, prepare
     from cotenant.catalogue import places
     from cotenant.experiment.coruns import recorded_live
+    from cotenant.front_door import open_door
     from cotenant.host import HostConfig
     from cotenant.host import serve as host_serve
     from cotenant.learned import kept
@@ -157,7 +160,8 @@ def _serve_in_process(
 
     log = Logger("server")
     _stop_when_told()
-    make_policy(policy)  # an unknown name should not wait until everything is loaded
+    make_policy(policy)  # neither an unknown name nor a bad key should wait until everything is loaded
+    open_door(scenario.server, scenario.path, host)
     where = places(store)
     with _progress() as told:
         prepared = prepare(scenario, where, progress=told)
@@ -412,6 +416,16 @@ def _say_ready(url: str) -> None:
 
     print(f"ready {url}", flush=True)
     notify(READY)
+
+
+def _warn(message: str) -> None:
+    with suppress(OSError):  # what is said may go to the disk that is full
+        to_stderr.print(f"[yellow]warning:[/] {escape(message)}", highlight=False, soft_wrap=True)
+
+
+def _note(message: str) -> None:
+    with suppress(OSError):
+        to_stderr.print(f"learned: {message}", highlight=False, markup=False, soft_wrap=True)
 
 
 def _fail(message: str) -> typer.Exit:

@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from cotenant.domain import JobClass
+from cotenant.serve.settings import FrontDoor
+from cotenant.serve.settings import complaints as door_complaints
 from cotenant.telemetry.logs import FORMATS as LOG_FORMATS
 from cotenant.telemetry.logs import LEVELS as LOG_LEVELS
 from cotenant.toml_checks import ConfigError, TomlChecks, is_number
@@ -63,7 +65,7 @@ class DeviceConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ServerConfig:
+class ServerConfig(FrontDoor):
     """The `[server]` table."""
 
     drain_s: float = 10.0
@@ -181,7 +183,7 @@ def load_scenario(path: Path) -> Scenario:
         raise ConfigError(f"{path}: cannot be read: {reason}") from error
     try:
         raw = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
         raise ConfigError(f"{path}: not valid TOML: {error}") from error
     return _Reader(path).scenario(raw)
 
@@ -209,6 +211,8 @@ class _Reader(TomlChecks):
         server = self._table(ServerConfig, raw.get("server", {}), "[server]")
         self._choice(server.log_format, LOG_FORMATS, "[server] log_format")
         self._choice(server.log_level, LOG_LEVELS, "[server] log_level")
+        for key, message in door_complaints(server):
+            self._check(False, f"[server] {key}", message)
         self._check(load.duration_s > 0, "[load] duration_s", "must be greater than 0")
         self._check(load.scale > 0, "[load] scale", "must be greater than 0")
         self._choice(load.scale_of, ("rates", "capacity"), "[load] scale_of")

@@ -112,6 +112,11 @@ class EngineLink(Protocol):
         """The answer to a call was sent, so long (ns) after its run had ended."""
         ...
 
+    def refused(self, model: str, reason: str) -> None:
+        """The front end has refused a request of a model before making a call of it; "" for the model: a
+        request that was refused for its key."""
+        ...
+
     def load(self, name: str, done: Callable[[str | None], None]) -> None:
         """Load a configured model; `done(error)` on the caller's event loop."""
         ...
@@ -139,6 +144,7 @@ class EngineClient:
         self.statistics = link.statistics
         self.metrics = link.metrics
         self.answered = link.answered
+        self.refused = link.refused
         self.absence = link.absence
         self.explain = link.explain
         self._process = f"{os.getpid():x}"

@@ -22,7 +22,6 @@ from cotenant.domain import NS_PER_MS
 from cotenant.engine import Engine
 from cotenant.engine_client import ModelStatus
 from cotenant.engine_server import EngineServer
-from cotenant.execute.onnx_session import without_paths
 from cotenant.experiment.coruns import recorded_live
 from cotenant.launch import EngineSettings, decode
 from cotenant.learned import kept
@@ -30,6 +29,7 @@ from cotenant.local_link import LocalLink
 from cotenant.observing import Observing
 from cotenant.ports import Observer
 from cotenant.predictors import Served
+from cotenant.redact import without_paths
 from cotenant.reload import Reloader
 from cotenant.schedule.policies import make_policy
 from cotenant.schedule.policy import Policy
@@ -114,7 +114,7 @@ class EngineProcess:
         engine.on_models = self._server.tell
         if prepared.scenario.path.is_file():
             self._reloader = Reloader(engine, prepared, self._say("note"))
-        self._server.serve(LocalLink(engine, clock, observing.metrics.render))
+        self._server.serve(LocalLink(engine, clock, observing.metrics.render, observing.metrics.refused))
         self._parent.say(control.Ready())
         try:
             await self._parent.stopped.wait()

@@ -163,10 +163,12 @@ class Front:
                     raise FrameError(str(error)) from None
             case wire.Ask(n, what, about):
                 self._asked(n, what, about)
-            case wire.Sent(calls):
+            case wire.Sent(calls, refused):
                 if self._server.link is not None:
                     for call_id, span_ns in calls:
                         self._server.link.answered(call_id, span_ns)
+                    for model, reason in refused:
+                        self._server.link.refused(model, reason)
 
     def _submitted(self, call: Call, parts: wire.Parts, slot: Slot | None) -> None:
         assert self.window is not None

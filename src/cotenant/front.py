@@ -20,9 +20,11 @@ from cotenant import control
 from cotenant.clock import MonotonicClock
 from cotenant.config import ServerConfig
 from cotenant.engine_client import EngineClient, EngineDownError
+from cotenant.front_door import Door, gate_of, open_door
 from cotenant.launch import FrontSettings, decode
 from cotenant.remote_link import RemoteLink
 from cotenant.serve.access_log import AccessLog, Application
+from cotenant.serve.gate import Gate
 from cotenant.serve.http import ServeConfig, make_app
 from cotenant.serve.server import serve_on
 from cotenant.serve.traced import Traced
@@ -46,6 +48,8 @@ def serve_config(settings: ServerConfig) -> ServeConfig:
     """The front end's part of a configuration."""
     return ServeConfig(
         max_body_bytes=settings.max_body_mib << 20,
+        body_timeout_s=settings.body_timeout_s,
+        door=settings,
         allow_model_control=settings.allow_model_control,
         access_log=settings.access_log,
         log_format=settings.log_format,
@@ -107,15 +111,19 @@ class Watched:
 
 @asynccontextmanager
 async def grpc_beside(
-    client: EngineClient, config: ServeConfig, host: str, port: int | None
+    client: EngineClient, config: ServeConfig, host: str, port: int | None, gate: Gate, door: Door
 ) -> AsyncIterator[None]:
-    """gRPC on `port` (0: any that is free; None: none) while the context lasts. The log says where."""
+    """gRPC on `port` (0: any that is free; None: none) while the context lasts, behind the same gate. The log
+    says where."""
     if port is None:
         yield
         return
     from cotenant.serve.grpc.server import serving_grpc  # a server without gRPC does not load it
 
-    async with serving_grpc(client, config, host, port, drain_limit_s=DRAIN_LIMIT_S) as bound_port:
+    grpc = serving_grpc(
+        client, config, host, port, drain_limit_s=DRAIN_LIMIT_S, gate=gate, tls=door.tls_files
+    )
+    async with grpc as bound_port:
         url = f"grpc://{host}:{bound_port}"
         _LOG.info("grpc.listening", f"serving {url}", url=url)
         yield
@@ -127,18 +135,28 @@ async def serve_front(
     listener: socket.socket,
     on_listening: Callable[[], None],
     shutdown: asyncio.Event,
+    door: Door,
     grpc_at: tuple[str, int] | None = None,
 ) -> None:
     """Serve on `listener` until `shutdown` is set, and what is then in flight; gRPC at a host and port, if
-    any. The link is kept by the caller."""
+    any; to whom `door` lets in. The link is kept by the caller."""
     gc.freeze()
     gc.set_threshold(*GC_THRESHOLDS)
     client = EngineClient(link)
-    watched = Watched(make_app(client, FrontPage(link), config, client.answered), client, config)
+    gate = gate_of(door, config.door, client)
+    watched = Watched(make_app(client, FrontPage(link), config, gate, client.answered), client, config)
     host, port = grpc_at or ("", None)
     try:
-        async with grpc_beside(client, config, host, port):
-            await serve_on(watched.app, listener, on_listening, shutdown, drain_limit_s=DRAIN_LIMIT_S)
+        async with grpc_beside(client, config, host, port, gate, door):
+            await serve_on(
+                watched.app,
+                listener,
+                on_listening,
+                shutdown,
+                drain_limit_s=DRAIN_LIMIT_S,
+                door=config.door,
+                tls=door.tls,
+            )
     finally:
         await watched.close()
 
@@ -181,7 +199,8 @@ async def run(descriptor: int) -> int:
         with suppress(TimeoutError):  # connections wait: better than to be told that there is no engine yet
             await asyncio.wait_for(met.wait(), MEET_S)
         with logging_to(sys.stderr, settings.serve.log_format, settings.serve.log_level):
-            await serve_front(link, settings.serve, listener, listening.set, parent.stopped)
+            door = open_door(settings.serve.door, settings.config, settings.host)
+            await serve_front(link, settings.serve, listener, listening.set, parent.stopped, door)
     finally:
         for task in tasks:
             task.cancel()

@@ -13,6 +13,7 @@ from cotenant.assemble import Prepared, make_engine
 from cotenant.clock import MonotonicClock
 from cotenant.engine_client import EngineClient
 from cotenant.front import DRAIN_LIMIT_S, Watched, grpc_beside, serve_config
+from cotenant.front_door import gate_of, open_door
 from cotenant.local_link import LocalLink
 from cotenant.notify import STOPPING, notify
 from cotenant.observing import Observing
@@ -72,6 +73,7 @@ async def serve(
     already. `told`: serve until this is set instead, and leave signals alone. `tell` is given lines for the
     operator."""
     settings = prepared.scenario.server
+    door = open_door(settings, prepared.scenario.path, config.host)
     clock = MonotonicClock()
     observing = Observing(prepared, config.policy, config.slow_path)
     engine = make_engine(
@@ -85,9 +87,10 @@ async def serve(
     )
     observing.metrics.watch(engine)
     engine.start()
-    client = EngineClient(LocalLink(engine, clock, observing.metrics.render))
+    client = EngineClient(LocalLink(engine, clock, observing.metrics.render, observing.metrics.refused))
     serving = serve_config(settings)
-    app = make_app(client, EnginePage(client), serving, client.answered)
+    gate = gate_of(door, settings, client)
+    app = make_app(client, EnginePage(client), serving, gate, client.answered)
     watched = Watched(app, client, serving)
     shutdown = asyncio.Event()
     signals = StopSignals(told)
@@ -110,16 +113,24 @@ async def serve(
         shutdown.set()
 
     def ready(port: int) -> None:
-        url = f"http://{config.host}:{port}"
+        url = f"{door.scheme}://{config.host}:{port}"
         on_ready(url)
         _LOG.info("server.ready", f"serving {len(engine.models)} models", url=url, policy=config.policy)
 
     stopper = asyncio.create_task(stop_when_told())
     try:
         async with AsyncExitStack() as stack:
-            await stack.enter_async_context(grpc_beside(client, serving, config.host, config.grpc_port))
+            grpc = grpc_beside(client, serving, config.host, config.grpc_port, gate, door)
+            await stack.enter_async_context(grpc)
             await serve_http(
-                watched.app, config.host, config.http_port, ready, shutdown, drain_limit_s=DRAIN_LIMIT_S
+                watched.app,
+                config.host,
+                config.http_port,
+                ready,
+                shutdown,
+                drain_limit_s=DRAIN_LIMIT_S,
+                door=settings,
+                tls=door.tls,
             )
     finally:
         stopper.cancel()

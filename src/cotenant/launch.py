@@ -29,12 +29,15 @@ class EngineSettings(Struct, frozen=True, kw_only=True):
 
 class FrontSettings(Struct, frozen=True, kw_only=True):
     """What a front-end process serves. `engine`: path of the socket; `arena_bytes`: the most memory that
-    tensors on their way to the engine may take."""
+    tensors on their way to the engine may take; `config`: the file beside which paths of `serve.door` begin;
+    `host`: the address that is listened on."""
 
     engine: Path
     models: tuple[str, ...]
     arena_bytes: int
     serve: ServeConfig
+    config: Path
+    host: str
 
 
 def encode(settings: Struct) -> bytes:

@@ -30,9 +30,11 @@ class LocalLink:
         engine: Engine,
         clock: Clock,
         page: Callable[[str], Awaitable[Page]] = no_page,
+        on_refused: Callable[[str, str], None] = lambda model, reason: None,
     ) -> None:
         self._engine = engine
         self._page = page
+        self.refused = on_refused
         self.now = clock.now
 
     def submit(self, call: Call, reply: Callable[[Reply], None]) -> None:

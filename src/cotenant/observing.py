@@ -40,6 +40,13 @@ class MetricsOfEngine:
         """What the engine has to tell."""
         return [self._metrics] if self._triton is None else [self._metrics, self._triton]
 
+    def refused(self, model: str, reason: str) -> None:
+        """Count what a front end refused before the engine saw it; "" for the model: for its key."""
+        if model:
+            self._metrics.refused(model, reason)
+        else:
+            self._metrics.denied(reason)
+
     def watch(self, engine: Engine) -> None:
         """The engine whose metrics these are."""
         self._engine = engine

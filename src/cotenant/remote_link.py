@@ -35,6 +35,8 @@ RETRY_S = 0.2
 """How long after a connection that could not be made the next is tried (s)."""
 TELL_SENT_S = 0.02
 """How long what is known of sent answers may wait to be told (s)."""
+MOST_REFUSED = 10_000
+"""Refusals that are told at once; beyond it they are not counted."""
 NO_TENSORS: Tensors = {}
 
 
@@ -78,6 +80,7 @@ class RemoteLink:
         self._connection: _Connection | None = None
         self._questions = itertools.count()
         self._sent: list[tuple[str, int]] = []
+        self._refused: list[tuple[str, str]] = []
         self.n_lost = 0
         """Engines that were lost so far."""
 
@@ -246,14 +249,23 @@ class RemoteLink:
         return (await self._asked("explain", call_id)).explained
 
     def answered(self, call_id: str, span_ns: int) -> None:
-        if not self._sent:
-            asyncio.get_running_loop().call_later(TELL_SENT_S, self._tell_sent)
+        self._tell_soon()
         self._sent.append((call_id, span_ns))
+
+    def refused(self, model: str, reason: str) -> None:
+        self._tell_soon()
+        if len(self._refused) < MOST_REFUSED:
+            self._refused.append((model, reason))
+
+    def _tell_soon(self) -> None:
+        if not self._sent and not self._refused:
+            asyncio.get_running_loop().call_later(TELL_SENT_S, self._tell_sent)
 
     def _tell_sent(self) -> None:
         sent, self._sent = tuple(self._sent), []
+        refused, self._refused = tuple(self._refused), []
         if self._connection is not None and not self._connection.channel.clogged:
-            self._connection.channel.send(wire.Sent(sent))
+            self._connection.channel.send(wire.Sent(sent, refused))
 
     def load(self, name: str, done: Callable[[str | None], None]) -> None:
         self._ask("load", name, lambda told: done(LOST if told is None else told.error))

@@ -22,6 +22,7 @@ from cotenant.config import Scenario
 from cotenant.domain import NS_PER_MS, NS_PER_S
 from cotenant.engine_client import Absence
 from cotenant.front import serve_config, serve_front
+from cotenant.front_door import Door, open_door
 from cotenant.handshake import listening
 from cotenant.launch import EngineSettings, FrontSettings, encode
 from cotenant.notify import STOPPING, notify
@@ -85,12 +86,13 @@ async def serve_split(scenario: Scenario, config: SplitConfig, operator: Operato
     """Serve until SIGTERM or SIGINT, then drain and return. Raises StartError when the engine cannot start
     for a reason that another try would not change, OSError when the port cannot be had."""
     signals = StopSignals()
+    door = open_door(scenario.server, scenario.path, config.host)
     with ExitStack() as stack:
         listeners = bind_several(config.host, config.http_port, config.n_fronts)
         for listener in listeners:
             stack.callback(listener.close)
         engine_socket, path = stack.enter_context(listening())
-        server = _Server(scenario, config, operator, listeners, engine_socket, path)
+        server = _Server(scenario, config, operator, listeners, engine_socket, path, door)
         if scenario.path.is_file():
             asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, server.reload)
         await server.run(signals)
@@ -108,11 +110,13 @@ class _Server:
         listeners: list[socket.socket],
         engine_socket: socket.socket,
         path: Path,
+        door: Door,
     ) -> None:
         self._policy = config.policy
         self._settings, self._operator, self._listeners = scenario.server, operator, listeners
         port = listeners[0].getsockname()[1]
-        self._url = f"http://{config.host}:{port}"
+        self._door = door
+        self._url = f"{door.scheme}://{config.host}:{port}"
         self._grpc_at = None if config.grpc_port is None else (config.host, config.grpc_port)
         server = scenario.server
         arena_bytes = (server.shared_memory_mib or 8 * server.max_body_mib) * MIB
@@ -121,6 +125,8 @@ class _Server:
             models=tuple(model.name for model in scenario.models),
             arena_bytes=arena_bytes,
             serve=serve_config(scenario.server),
+            config=scenario.path,
+            host=config.host,
         )
         engine = EngineSettings(
             scenario=replace(scenario, phases=()),  # load generators read them, no server
@@ -184,6 +190,7 @@ class _Server:
             self._listeners[0],
             self._listening.set,
             self._shutdown,
+            self._door,
             self._grpc_at,
         )
 

@@ -93,4 +93,9 @@ class TomlChecks:
 
 def is_number(value: Any) -> bool:
     """Whether it is a finite number (not a truth value)."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # a whole number beyond every float
+        return False

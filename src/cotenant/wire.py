@@ -89,9 +89,11 @@ class Ask(Struct, frozen=True, tag=True, array_like=True, gc=False):
 
 
 class Sent(Struct, frozen=True, tag=True, array_like=True, gc=False):
-    """Answers that were sent: calls, and how long (ns) after the end of their runs."""
+    """Answers that were sent: calls, and how long (ns) after the end of their runs. What was refused without
+    a call: models ("": for a key) and reasons."""
 
     calls: tuple[tuple[str, int], ...]
+    refused: tuple[tuple[str, str], ...] = ()
 
 
 FromFront = Submit | Cancel | Release | Ask | Sent

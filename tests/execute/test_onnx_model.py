@@ -10,9 +10,13 @@ import pytest
 from onnx import TensorProto, helper
 from onnx_models import FLOAT, INT64, double, lookup, save
 
+from cotenant.catalogue import OnnxModels, places
+from cotenant.config import load_scenario
 from cotenant.domain import JobClass, Variant
 from cotenant.execute.model import ModelSettings, example_inputs, row_buckets
 from cotenant.execute.onnx_model import inspect
+from cotenant.execute.onnx_session import open_session
+from cotenant.profile.records import cpu_fingerprint
 
 
 def settings(**changes: object) -> ModelSettings:
@@ -207,3 +211,32 @@ def test_an_output_that_cannot_be_cut_back_is_refused_with_buckets_only(tmp_path
     assert not inspect(path, settings()).batched
     with pytest.raises(ValueError, match="dynamic axis 'found', which is no axis of an input"):
         inspect(path, settings(buckets={"n": [8]}))
+
+
+def test_a_link_to_a_model_does_not_bring_in_data_beside_the_link(tmp_path):
+    """What is checked is what is read: the data beside the file, not beside the link."""
+    models, elsewhere = tmp_path / "models", tmp_path / "elsewhere"
+    for folder, byte in ((models, 1.0), (elsewhere, 2.0)):
+        folder.mkdir()
+        (folder / "w.bin").write_bytes(np.full(4, byte, np.float32).tobytes())
+    path = with_external(models / "m.onnx", "w.bin")
+    link = elsewhere / "m.onnx"
+    link.symlink_to(path)
+    inspect(link, settings())
+    (found,) = open_session(link, 1).run(None, {"x": np.zeros((1, 4), np.float32)})
+    assert found.tolist() == [[1.0] * 4]
+
+
+@pytest.mark.parametrize("location", ["../w.bin", "link.bin"])
+def test_a_model_with_data_outside_of_its_folder_is_not_served(tmp_path, location):
+    """The whole way: the configuration is fine, the file is not, and no session of it is made."""
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (tmp_path / "w.bin").write_bytes(bytes(16))
+    (folder / "link.bin").symlink_to(tmp_path / "w.bin")
+    with_external(folder / "m.onnx", location)
+    config = folder / "server.toml"
+    config.write_text('[[model]]\nname = "m"\nsource = "m.onnx"\n')
+    models = OnnxModels(load_scenario(config), places(tmp_path / "store"), cpu_fingerprint([], 1))
+    with pytest.raises(ValueError, match=r"m\.onnx: .*tensor 'w'"):
+        models.find("m")

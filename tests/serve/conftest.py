@@ -16,11 +16,16 @@ from cotenant.testing import EchoLink
 
 @pytest.fixture
 def serve() -> Iterator[Callable[..., Server]]:
-    """Starts servers and stops them afterwards: `serve(config, *models, metrics=...)`."""
+    """Starts servers and stops them afterwards: `serve(config, *models, metrics=..., keys=..., tls=...)`."""
     servers: list[Server] = []
 
-    def start(config: ServeConfig | None = None, *models: Any, metrics: MetricsPage | None = None) -> Server:
-        server = Server(EchoLink(*models), config or ServeConfig(), metrics)
+    def start(
+        config: ServeConfig | None = None,
+        *models: Any,
+        metrics: MetricsPage | None = None,
+        **more: Any,
+    ) -> Server:
+        server = Server(EchoLink(*models), config or ServeConfig(), metrics, **more)
         server.start()
         servers.append(server)
         return server

@@ -14,6 +14,7 @@ from serving import Server
 
 from cotenant.domain import ModelMetadata, ModelSpec, TensorSpec
 from cotenant.engine_client import EngineClient
+from cotenant.serve.gate import Gate
 from cotenant.serve.grpc import inference_pb2 as pb
 from cotenant.serve.grpc.server import serving_grpc
 from cotenant.serve.grpc.settings import GrpcConfig
@@ -41,9 +42,16 @@ class Answer:
 class GrpcServer(Server):
     """`serving_grpc` in a thread of its own."""
 
-    def __init__(self, link: EchoLink, config: ServeConfig, grpc_config: GrpcConfig | None = None) -> None:
+    def __init__(
+        self,
+        link: EchoLink,
+        config: ServeConfig,
+        grpc_config: GrpcConfig | None = None,
+        gate: Gate | None = None,
+    ) -> None:
         super().__init__(link, config)
         self._settings = config, grpc_config
+        self._gate = gate
 
     async def _main(self) -> None:
         self.loop = asyncio.get_running_loop()
@@ -51,7 +59,7 @@ class GrpcServer(Server):
         config, grpc_config = self._settings
         client = EngineClient(self.link)
         async with serving_grpc(
-            client, config, "127.0.0.1", 0, grpc_config=grpc_config, drain_limit_s=2
+            client, config, "127.0.0.1", 0, grpc_config=grpc_config, drain_limit_s=2, gate=self._gate
         ) as port:
             self._ready.put(port)
             await self.shutdown.wait()

@@ -6,6 +6,7 @@ import asyncio
 import http.client
 import json
 import queue
+import ssl
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,7 +15,9 @@ from typing import Any
 import uvloop
 
 from cotenant.engine_client import EngineClient
+from cotenant.serve.gate import Gate
 from cotenant.serve.http import MetricsPage, ServeConfig, make_app
+from cotenant.serve.keys import KeyRing
 from cotenant.serve.server import serve_http
 from cotenant.testing import EchoLink
 
@@ -37,17 +40,37 @@ class Answer:
 class Server:
     """`serve_http` in a thread of its own."""
 
-    def __init__(self, link: EchoLink, config: ServeConfig, metrics: MetricsPage | None = None) -> None:
+    def __init__(
+        self,
+        link: EchoLink,
+        config: ServeConfig,
+        metrics: MetricsPage | None = None,
+        *,
+        keys: KeyRing | None = None,
+        tls: ssl.SSLContext | None = None,
+    ) -> None:
         self.link = link
         self.port = 0
-        self._app = make_app(EngineClient(link), metrics, config)
+        self.gate = Gate(keys, config.door, link.now)
+        self.app = make_app(EngineClient(link), metrics, config, self.gate)
+        self._config = config
+        self._tls = tls
         self._ready: queue.Queue[int] = queue.Queue()
         self._thread = threading.Thread(target=lambda: uvloop.run(self._main()), daemon=True)
 
     async def _main(self) -> None:
         self.loop = asyncio.get_running_loop()
         self.shutdown = asyncio.Event()
-        await serve_http(self._app, "127.0.0.1", 0, self._ready.put, self.shutdown, drain_limit_s=2)
+        await serve_http(
+            self.app,
+            "127.0.0.1",
+            0,
+            self._ready.put,
+            self.shutdown,
+            drain_limit_s=2,
+            door=self._config.door,
+            tls=self._tls,
+        )
 
     def start(self) -> None:
         self._thread.start()

@@ -366,3 +366,47 @@ def test_finite_json_survives_the_round_trip_bit_for_bit(data: st.DataObject, da
     assert flat.dtype == array.dtype
     assert np.array_equal(flat, array)
     assert np.array_equal(nested, array)
+
+
+def test_a_string_that_is_not_utf8_is_refused():
+    """Found by `experiments/fuzz.py`."""
+    codec = model(tensor("x", "BYTES", (-1, 1), ("batch", None)))
+    body = b'{"inputs":[{"name":"x","shape":[1,1],"datatype":"BYTES","data":["\xb4"]}]}'
+    with pytest.raises(BadRequest, match="not UTF-8"):
+        codec.decode(body, None)
+
+
+@pytest.mark.parametrize(
+    "members",
+    [
+        b'"data":[%s]' % b",".join([b'""'] * 300_000),
+        b'"data":[1],"parameters":{"a":[%s]}' % b",".join([b"[]"] * 300_000),
+        b'"data":[1],"parameters":{"a":[%s]}' % b",".join([b"1.5"] * 5_000_000),
+    ],
+    ids=["strings", "lists", "numbers"],
+)
+def test_json_that_would_swell_is_refused_before_it_is_decoded(members: bytes):
+    codec = model(tensor("x", "BYTES", (-1, 1), ("batch", None)))
+    body = b'{"inputs":[{"name":"x","shape":[1,1],"datatype":"BYTES",%s}]}' % members
+    with pytest.raises(BadRequest, match="more elements than the limit") as refused:
+        codec.decode(body, None)
+    assert refused.value.status == 413
+
+
+def test_binary_strings_are_counted_too():
+    codec = model(tensor("x", "BYTES", (-1, -1), ("batch", "n")), max_batch=8)
+    n = 300_000
+    head = b'{"inputs":[{"name":"x","shape":[1,%d],"datatype":"BYTES","parameters":{"binary_data_size":%d}}]}'
+    head %= (n, 4 * n)
+    with pytest.raises(BadRequest, match="more elements than the limit"):
+        codec.decode(head + bytes(4 * n), len(head))
+
+
+@pytest.mark.parametrize("where", ['"data":%s', '"data":[1],"parameters":{"a":%s}', '"more":%s'])
+@pytest.mark.parametrize("opening", ["[", '{"a":'])
+def test_json_nested_too_deeply_is_refused(where: str, opening: str):
+    codec = model(tensor("x", "FP32", (-1, 1), ("batch", None)))
+    body = f'{{"inputs":[{{"name":"x","shape":[1,1],"datatype":"FP32",{where % (opening * 10_000)}'
+    with pytest.raises(BadRequest) as refused:
+        codec.decode(body.encode(), None)
+    assert refused.value.status == 400

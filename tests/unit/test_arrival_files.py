@@ -91,6 +91,8 @@ HEAD = "timestamp_s,model,rows,deadline_ms\n1,a,1,5\n"
         (HEAD + "-1,a,1,5\n", ("line 3", "timestamp_s", "0 or more")),
         (HEAD + "nan,a,1,5\n", ("line 3", "timestamp_s")),
         (HEAD + "inf,a,1,5\n", ("line 3", "timestamp_s")),
+        (HEAD + "1e308,a,1,5\n", ("line 3", "timestamp_s")),
+        (HEAD + "1,a,1e30,5\n", ("line 3", "rows")),
         (HEAD + "30,a,1,5\n", ("line 3", "duration_s (30)")),
         (HEAD + "2,a,0,5\n", ("line 3", "rows", "1 or more")),
         (HEAD + "2,a,1.5,5\n", ("line 3", "rows", "whole number")),

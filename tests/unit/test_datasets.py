@@ -97,6 +97,9 @@ def test_writing_again_replaces_the_set_whichever_form_it_had(tmp_path: Path) ->
         ({"coruns": "run,end_ms,workload\n0,3\n"}, "line 2: expected 3 columns"),
         ({"profiles": "workload,solo_ms\na,0\n"}, "line 2: solo_ms is '0'"),
         ({"profiles": "workload,solo_ms\na,\n"}, "solo_ms is empty"),
+        ({"coruns": "run,end_ms,lane,workload\n0,3,inf,a\n"}, "line 2: lane is 'inf'"),
+        ({"profiles": "workload,batch,solo_ms\na,inf,2\n"}, "line 2: batch is 'inf'"),
+        ({"coruns": "run,end_ms,workload\n0,3," + "a" * 140_000}, "is not a CSV text"),
     ],
 )
 def test_a_broken_set_names_the_file_the_line_and_the_fault(tmp_path, changes, message: str) -> None:

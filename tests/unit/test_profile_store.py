@@ -306,3 +306,9 @@ def test_a_file_from_before_there_were_features_gains_them(tmp_path):
         store.put_features(features(), DEVICE)
         assert store.get_solo("aa", VARIANT, DEVICE) == record()
         assert store.get_features("aa", VARIANT, DEVICE) == features()
+
+
+def test_a_profile_nested_too_deeply_is_refused() -> None:
+    """Found by `experiments/fuzz.py`."""
+    with pytest.raises(ValueError, match="cannot be read"):
+        from_json(b'{"models":[{"spec":' + b'{"a":' * 10_000)

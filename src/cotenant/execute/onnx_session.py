@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -15,10 +14,9 @@ from cotenant.execute.batch import Array, Batcher
 from cotenant.execute.lane_model import LaneRun, Passed
 from cotenant.execute.model import example_inputs
 from cotenant.ports import LaneInfo, Tensors
+from cotenant.redact import without_paths
 
 LONGEST_ERROR = 300
-
-_PATH = re.compile(r"(?<![\w.])(?:[A-Za-z]:)?[/\\](?:[\w.+~-]+[/\\])+[\w.+~-]*")
 
 
 class OnnxFile:
@@ -116,11 +114,6 @@ def describe(error: BaseException) -> str:
     return f"{type(error).__name__}: {without_paths(str(error))}"[:LONGEST_ERROR]
 
 
-def without_paths(text: str) -> str:
-    """The text in one line, fit for a stranger: folders are nobody's business."""
-    return _PATH.sub("...", " ".join(text.split()))
-
-
 def session_options(n_threads: int) -> ort.SessionOptions:
     """How every session of a lane with so many threads runs."""
     options = ort.SessionOptions()
@@ -133,8 +126,10 @@ def session_options(n_threads: int) -> ort.SessionOptions:
 
 
 def open_session(path: Path, n_threads: int) -> ort.InferenceSession:
+    """A session of the file itself, links followed: external data is looked for beside it, where `inspect`
+    has checked it, not beside a link to it."""
     options = session_options(n_threads)
-    return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    return ort.InferenceSession(str(path.resolve()), options, providers=["CPUExecutionProvider"])
 
 
 def warm(model: LoadedModel) -> None:

@@ -22,6 +22,8 @@ from cotenant.workload.arrivals import Instants
 
 COLUMNS = ("timestamp_s", "model", "rows", "deadline_ms")
 NO_DEADLINE = -1
+LARGEST = 2**62
+"""Largest whole number that is believed (ns, or rows)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -138,7 +140,8 @@ class _Reader:
         cells = self._cells[column]
         empty = np.asarray([column == "deadline_ms" and not cell for cell in cells], bool)
         values = self._floats(column, np.where(empty, "1", cells).tolist() if empty.any() else cells)
-        whole = np.rint(np.where(np.isfinite(values), values, -1) * unit).astype(np.int64)
+        fits = np.abs(values) <= LARGEST / unit  # not so for NaN
+        whole = np.rint(np.where(fits, values, -1) * unit).astype(np.int64)
         bad = (whole < least) | ((unit == 1) & (whole != values))
         if bad.any():
             first = int(np.flatnonzero(bad)[0])

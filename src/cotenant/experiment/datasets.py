@@ -111,16 +111,21 @@ def _table(base: Path, name: str, *, required: bool) -> list[dict[str, str]]:
         raise DatasetError(f"{path}: {error}") from error
     reader = csv.DictReader(io.StringIO(text))
     rows = []
-    for number, row in enumerate(reader, 2):
-        if None in row or None in row.values():
-            raise DatasetError(f"{path}, line {number}: expected {len(reader.fieldnames or ())} columns")
-        rows.append(row)
+    try:
+        for number, row in enumerate(reader, 2):
+            if None in row or None in row.values():
+                raise DatasetError(f"{path}, line {number}: expected {len(reader.fieldnames or ())} columns")
+            rows.append(row)
+    except csv.Error as error:
+        raise DatasetError(f"{path}: is not a CSV text: {error}") from error
     for column in REQUIRED[name]:
         if column not in (reader.fieldnames or ()):
             raise DatasetError(f"{path}: there is no column {column!r}")
     return rows
 
 
+NEEDED = ("solo_ms", "end_ms", "index")
+"""Columns in which a row must have a number."""
 REQUIRED = {
     "profiles": ("workload", "solo_ms"),
     "segments": ("workload", "index", "solo_ms"),
@@ -217,15 +222,18 @@ def _number(
 ) -> float:
     text = row.get(column) or ""
     if not text:
-        if column in ("solo_ms", "end_ms", "index"):
+        if column in NEEDED:
             raise DatasetError(f"{where}: {column} is empty")
         return default
     try:
         value = float(text)
     except ValueError:
         raise DatasetError(f"{where}: {column} is {text!r}, but a number is expected") from None
-    if value < least or (column in ("solo_ms", "end_ms") and not math.isfinite(value)):
-        raise DatasetError(f"{where}: {column} is {text!r}, but it should be at least {least:g}")
+    if math.isnan(value) and column not in NEEDED:
+        return default
+    if value < least or not math.isfinite(value):
+        expected = "a finite number" if least == -math.inf else f"a finite number, at least {least:g}"
+        raise DatasetError(f"{where}: {column} is {text!r}, but should be {expected}")
     return value
 
 

@@ -10,13 +10,13 @@ import asyncio
 import json
 from collections import deque
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 from urllib.parse import urlsplit
 
 import httptools
 
 Answer = Callable[[int, dict[str, str]], None]
-"""Told (status, x- headers); status 0 when the connection failed."""
+"""Told (status, x- headers and Server-Timing); status 0 when the connection failed."""
 
 
 class Connection(asyncio.Protocol):
@@ -30,8 +30,7 @@ class Connection(asyncio.Protocol):
         self._answer: Answer | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's is no subclass
 
     def send(self, request: bytes, answer: Answer) -> None:
         """Send one request; `answer` is told once."""
@@ -58,7 +57,7 @@ class Connection(asyncio.Protocol):
         self._end(0)
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        if name[:2] in (b"x-", b"X-"):
+        if name[:2] in (b"x-", b"X-") or name == b"server-timing":
             self._headers[name.decode().lower()] = value.decode()
 
     def on_message_complete(self) -> None:

@@ -156,7 +156,7 @@ def from_json(text: str | bytes, name: str = "the profile") -> ScenarioProfile:
         for record in profile.records():
             if record.profile.median_ns <= 0 or not record.samples_ns or record.samples_ns[0] <= 0:
                 raise ValueError(f"{record.profile.variant.label} has no spans above 0")
-    except (msgspec.MsgspecError, ValueError) as error:
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         raise ValueError(
             f"{name} cannot be read: {error}; measure it again with `cotenant profile`"
         ) from error

@@ -12,6 +12,7 @@ import orjson
 from cotenant.domain import Axes, ModelMetadata, TensorSpec
 from cotenant.ports import Tensors
 from cotenant.serve.errors import BadRequest
+from cotenant.serve.json_limits import MAX_ELEMENTS, OBJECT_COST, check_count, check_json
 from cotenant.serve.oip import (
     REQUEST,
     BodyData,
@@ -34,8 +35,9 @@ LARGEST_DIMENSION = 2**31 - 1
 class ModelCodec:
     """Decodes requests for and encodes answers of one loaded model; made once per load."""
 
-    def __init__(self, metadata: ModelMetadata) -> None:
+    def __init__(self, metadata: ModelMetadata, max_elements: int = MAX_ELEMENTS) -> None:
         self.metadata = metadata
+        self._max_elements = max_elements
         self._decoders = {spec.name: TensorDecoder(spec) for spec in metadata.inputs}
         self._outputs = {spec.name: spec for spec in metadata.outputs}
         self._buckets = dict(metadata.spec.axis_buckets)
@@ -58,12 +60,14 @@ class ModelCodec:
         if json_bytes == 0:
             return self._decode_raw(body)
         if json_bytes is None:
+            check_json(body, self._max_elements)
             return self.inference(decode_json(REQUEST, body), BodyData(memoryview(b""), has_binary=False))
         if json_bytes > len(body):
             raise BadRequest(
                 400, f"Inference-Header-Content-Length is {json_bytes}, but the body has {len(body)} bytes"
             )
         view = memoryview(body)
+        check_json(view[:json_bytes], self._max_elements)
         request = decode_json(REQUEST, view[:json_bytes])
         return self.inference(request, BodyData(view[json_bytes:], has_binary=True))
 
@@ -90,6 +94,8 @@ class ModelCodec:
             field = f"inputs[{index}] '{tensor.name}'"
             decoder = self._decoder(tensor, field, arrays)
             self._check_shape(decoder.spec, tensor.shape, field, sizes)
+            if decoder.dtype.kind == "O":
+                check_count(OBJECT_COST * math.prod(tensor.shape), self._max_elements)
             if tensor.parameters:
                 refuse_unsupported(tensor.parameters, f"{field}: parameters")
             arrays[tensor.name] = data.read(index, tensor, decoder, field)
@@ -287,14 +293,15 @@ class ModelCodec:
 class ModelCodecs:
     """The codecs of the loaded models."""
 
-    def __init__(self) -> None:
+    def __init__(self, max_elements: int = MAX_ELEMENTS) -> None:
+        self._max_elements = max_elements
         self._codecs: dict[str, ModelCodec] = {}
 
     def of(self, metadata: ModelMetadata) -> ModelCodec:
         """The model's codec; a new one when it has been loaded anew."""
         codec = self._codecs.get(metadata.name)
         if codec is None or codec.metadata is not metadata:
-            codec = self._codecs[metadata.name] = ModelCodec(metadata)
+            codec = self._codecs[metadata.name] = ModelCodec(metadata, self._max_elements)
         return codec
 
 

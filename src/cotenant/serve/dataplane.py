@@ -7,8 +7,9 @@ import math
 import orjson
 from msgspec import Struct
 
-from cotenant.domain import NS_PER_MS, NS_PER_S, ModelMetadata, Outcome, OutcomeKind
+from cotenant.domain import NS_PER_MS, NS_PER_S, JobClass, ModelMetadata, Outcome, OutcomeKind
 from cotenant.engine_client import Call, EngineClient, Reply
+from cotenant.redact import without_paths
 from cotenant.serve.errors import BadRequest
 from cotenant.serve.oip import Inference
 
@@ -41,7 +42,7 @@ def find_model(client: EngineClient, name: str, version: str | None) -> ModelMet
     if metadata is None:
         for status in client.status():
             if status.name == name:
-                why = f" ({status.reason})" if status.reason else ""
+                why = f" ({without_paths(status.reason)})" if status.reason else ""
                 raise BadRequest(503, f"{UNAVAILABLE}: model '{name}' is {status.state.lower()}{why}")
         raise BadRequest(404, f"unknown model '{name:.100}'")
     if version is not None and version not in metadata.versions:
@@ -92,13 +93,13 @@ def _span_ns(text: bytes, name: str, unit_ns: int, unit: str) -> int:
     return max(1, int(value * unit_ns))
 
 
-def check_priority(value: object) -> int:
-    """The V2 parameter `priority`: 0 is the model's own class. Raises BadRequest."""
+def check_priority(value: object, highest: JobClass = JobClass.PROTECTED) -> int:
+    """The V2 parameter `priority`: 0 is the model's own class. Never above `highest`. Raises BadRequest."""
     if type(value) is not int or not 0 <= value <= HIGHEST_PRIORITY:
         raise BadRequest(
             400, f"parameters.priority: expected an integer from 0 to {HIGHEST_PRIORITY}, got {value!r:.40}"
         )
-    return value
+    return value if highest is JobClass.PROTECTED else max(value, highest)
 
 
 # --- the call -------------------------------------------------------------------------------------
@@ -112,9 +113,10 @@ async def infer(
     arrived_at: int,
     slo_ns: int | None,
     answer_ns: int = 0,
+    highest: JobClass = JobClass.PROTECTED,
 ) -> Reply:
     """Hand the inference to the engine and wait for its outcome; `answer_ns` is how long answering it will
-    take. Cancelling the task cancels the call."""
+    take, `highest` the class above which its sender may not rise. Cancelling the task cancels the call."""
     return await client.infer(
         Call(
             id=call_id,
@@ -124,7 +126,7 @@ async def infer(
             axes=inference.axes,
             arrived_at=arrived_at,
             slo_ns=slo_ns,
-            priority=check_priority(inference.priority),
+            priority=check_priority(inference.priority, highest),
             answer_ns=answer_ns,
         )
     )
@@ -170,7 +172,7 @@ def failure(outcome: Outcome) -> Failure:
         message=f"request {outcome.kind}: {reason}",
         reason=reason,
         predicted_ms=predicted_ms,
-        retry_after_ms=_retry_after_ms(outcome) if status in (429, 503) else None,
+        retry_after_ms=advised_ms(outcome) if status in (429, 503) else None,
         outcome=outcome.kind,
     )
 
@@ -188,8 +190,9 @@ def refusal(outcome: Outcome) -> Answer:
     )
 
 
-def _retry_after_ms(outcome: Outcome) -> float:
-    """By how much the predicted completion misses the deadline: the backlog has shrunk by that much then."""
+def advised_ms(outcome: Outcome) -> float:
+    """After what time (ms) to try again: the predicted completion misses the deadline by that much, and by
+    that much the backlog will have shrunk."""
     deadline_at = outcome.request.deadline_at
     if outcome.predicted_at is None or deadline_at is None or outcome.predicted_at <= deadline_at:
         return RETRY_AFTER_MS

@@ -1,4 +1,5 @@
-"""The HTTP application: infer requests go straight to `InferRoute`, everything else through Starlette."""
+"""The HTTP application: infer requests go straight to `InferRoute`, everything else through Starlette; all of
+them through the gate first."""
 
 from __future__ import annotations
 
@@ -7,14 +8,16 @@ from typing import Protocol
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
 from cotenant.engine_client import EngineClient, EngineDownError
-from cotenant.serve.dataplane import UNAVAILABLE, error_answer
+from cotenant.serve.access import INFER, PRINCIPAL, Access
+from cotenant.serve.dataplane import UNAVAILABLE, Answer, error_answer
 from cotenant.serve.errors import BadRequest
-from cotenant.serve.infer_route import InferRoute, OnSent, Receive, Scope, Send
+from cotenant.serve.gate import Gate
+from cotenant.serve.infer_route import InferRoute, OnSent, Receive, Scope, Send, send_answer
 from cotenant.serve.model_routes import ModelRoutes
 from cotenant.serve.repository_routes import RepositoryRoutes
 from cotenant.serve.settings import ServeConfig
@@ -41,28 +44,50 @@ class MetricsPage(Protocol):
 class App:
     """The ASGI application."""
 
-    def __init__(self, infer: InferRoute, rest: Starlette, client: EngineClient) -> None:
+    def __init__(self, infer: InferRoute, rest: Starlette, client: EngineClient, access: Access) -> None:
+        self.rest = rest
         self._infer = infer
-        self._rest = rest
+        self._access = access
         self._now = client.now
+        self._new_id = client.new_id
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request; the arrival of an infer request is stamped here, its headers just parsed."""
-        if scope["type"] == "http" and scope["method"] == "POST":
+        if scope["type"] != "http":
+            raise ValueError(f"this server does not speak {scope['type']}")
+        if scope["method"] == "POST":
             arrived_at = self._now()
             match scope["path"].split("/"):
                 case ["", "v2", "models", model, "infer"]:
-                    return await self._infer(scope, receive, send, model, None, arrived_at)
+                    return await self._inference(scope, receive, send, model, None, arrived_at)
                 case ["", "v2", "models", model, "versions", version, "infer"]:
-                    return await self._infer(scope, receive, send, model, version, arrived_at)
-        return await self._rest(scope, receive, send)
+                    return await self._inference(scope, receive, send, model, version, arrived_at)
+        principal = self._access.admit_page(scope)
+        if isinstance(principal, Answer):
+            return await send_answer(send, principal, self._new_id())
+        scope[PRINCIPAL] = principal
+        return await self.rest(scope, receive, send)
+
+    async def _inference(
+        self, scope: Scope, receive: Receive, send: Send, model: str, version: str | None, arrived_at: int
+    ) -> None:
+        principal = self._access.admit(scope, INFER)
+        if isinstance(principal, Answer):
+            return await send_answer(send, principal, self._new_id())
+        return await self._infer(scope, receive, send, model, version, arrived_at, principal)
 
 
 def make_app(
-    client: EngineClient, metrics: MetricsPage | None, config: ServeConfig, on_sent: OnSent | None = None
+    client: EngineClient,
+    metrics: MetricsPage | None,
+    config: ServeConfig,
+    gate: Gate | None = None,
+    on_sent: OnSent | None = None,
 ) -> App:
-    """The HTTP front end of one engine; without `metrics`, `/metrics` is unknown. `on_sent` is told how long
+    """The HTTP front end of one engine; without `metrics`, `/metrics` is unknown; without `gate` it is open
+    to whoever reaches it. Other protocols of the same front end share its gate. `on_sent` is told how long
     answering took."""
+    gate = gate or Gate(None, config.door, client.now)
     routes = [
         Route("/", _greeting(config), methods=["GET"]),
         *ModelRoutes(client, config).routes(),
@@ -75,11 +100,13 @@ def make_app(
             HTTPException: _http_error,
             BadRequest: _bad_request,
             EngineDownError: _engine_down,
+            ClientDisconnect: _client_gone,
             Exception: _internal_error,
         },
     )
     rest.router.redirect_slashes = False
-    return App(InferRoute(client, config, on_sent), rest, client)
+    access = Access(gate, rest.router.routes, open_health=config.door.open_health, any_host=config.door.open)
+    return App(InferRoute(client, config, gate, on_sent), rest, client, access)
 
 
 def _greeting(config: ServeConfig) -> Callable[[Request], Awaitable[Response]]:
@@ -123,6 +150,10 @@ async def _http_error(request: Request, error: Exception) -> Response:
 async def _bad_request(_: Request, error: Exception) -> Response:
     assert isinstance(error, BadRequest)
     return _error(error.status, error.message)
+
+
+async def _client_gone(_: Request, __: Exception) -> Response:
+    return _error(499, "the client has gone")  # nobody reads it; but it is no error of the server either
 
 
 async def _engine_down(_: Request, error: Exception) -> Response:

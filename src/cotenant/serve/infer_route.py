@@ -15,8 +15,9 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from cotenant.domain import ModelMetadata, OutcomeKind
+from cotenant.domain import NS_PER_MS, ModelMetadata, OutcomeKind
 from cotenant.engine_client import EngineClient, Reply
+from cotenant.serve.access import denied
 from cotenant.serve.answering import AnswerTimes
 from cotenant.serve.codec import ModelCodec, ModelCodecs
 from cotenant.serve.dataplane import (
@@ -30,6 +31,8 @@ from cotenant.serve.dataplane import (
     refusal,
 )
 from cotenant.serve.errors import BadRequest
+from cotenant.serve.gate import Gate, Refusal, Ticket
+from cotenant.serve.keys import ANYONE, Principal
 from cotenant.serve.oip import Encoded, Inference
 from cotenant.serve.settings import ServeConfig
 from cotenant.telemetry.logs import Logger
@@ -70,6 +73,14 @@ class OversizeError(BadRequest):
         self.unread = unread
 
 
+class RefusedError(Exception):
+    """The gate refused the request."""
+
+    def __init__(self, refusal: Refusal) -> None:
+        super().__init__(refusal.message)
+        self.refusal = refusal
+
+
 class Watch:
     """Cancels the current task when the client disconnects while it waits."""
 
@@ -103,28 +114,46 @@ class Watch:
 class InferRoute:
     """Answers infer requests; holds the decoders of the loaded models."""
 
-    def __init__(self, client: EngineClient, config: ServeConfig, on_sent: OnSent | None = None) -> None:
+    def __init__(
+        self, client: EngineClient, config: ServeConfig, gate: Gate, on_sent: OnSent | None = None
+    ) -> None:
         self._client = client
+        self._gate = gate
         self._config = config
         self._on_sent = on_sent
         self._times = AnswerTimes()
-        self._codecs = ModelCodecs()
+        self._codecs = ModelCodecs(config.door.max_elements)
         self._pool = ThreadPoolExecutor(config.n_json_threads, thread_name_prefix="cotenant-json")
 
     async def __call__(
-        self, scope: Scope, receive: Receive, send: Send, model: str, version: str | None, arrived_at: int
+        self,
+        scope: Scope,
+        receive: Receive,
+        send: Send,
+        model: str,
+        version: str | None,
+        arrived_at: int,
+        principal: Principal = ANYONE,
     ) -> None:
-        """Answer one request. `arrived_at` was stamped when the headers had been parsed."""
-        call_id = scope.get(REQUEST_ID) or self._client.new_id()
+        """Answer one request. `arrived_at` was stamped when the headers had been parsed. What can be refused
+        by its headers and path is refused before the body is read."""
+        call_id = self._gate.stamp(principal, scope.get(REQUEST_ID) or self._client.new_id())
+        ticket: Ticket | None = None
+        unread = False
         try:
             headers = _headers(scope)
             metadata = find_model(self._client, model, version)
-            body = await self._body(headers, receive)
-            answer = await self._answer(metadata, headers, body, receive, call_id, arrived_at)
+            ticket = self._enter(principal, metadata.name, headers)
+            counted = receive if b"content-length" in headers else _counted(receive, ticket)
+            body = await self._body(headers, counted)
+            answer = await self._answer(
+                metadata, headers, body, receive, call_id, arrived_at, principal, ticket
+            )
+        except RefusedError as error:
+            answer = denied(error.refusal)
         except BadRequest as error:
             answer = error_answer(error.status, error.message)
-            if isinstance(error, OversizeError) and error.unread:
-                return await _send_and_linger(answer, call_id, receive, send)
+            unread = isinstance(error, OversizeError) and error.unread
         except ClientGoneError:
             return
         except asyncio.CancelledError:
@@ -134,14 +163,31 @@ class InferRoute:
             _LOG.error(
                 "http.internal_error", "the request could not be served", request_id=call_id, model=model
             )
-            await _send(send, error_answer(500, "internal error"), call_id)
+            await send_answer(send, error_answer(500, "internal error"), call_id)
             raise
-        await _send(send, answer, call_id)
+        finally:
+            if ticket is not None:
+                ticket.leave()
+        if answer.status != 200:
+            answer.headers.append(_timing(self._client.now() - arrived_at))
+        if unread:
+            return await _send_and_linger(answer, call_id, receive, send)
+        await send_answer(send, answer, call_id)
         if answer.ended_at is not None:
             span_ns = self._client.now() - answer.ended_at
             self._times.sent(span_ns)
             if self._on_sent is not None:
                 self._on_sent(call_id, span_ns)
+
+    def _enter(self, principal: Principal, model: str, headers: dict[bytes, bytes]) -> Ticket:
+        """Take a place. Raises RefusedError, and BadRequest on a malformed budget."""
+        asked = budget_ns(None, headers.get(b"x-slo-ms"), headers.get(b"x-request-timeout-seconds"))
+        declared = headers.get(b"content-length", b"0")
+        n_bytes = min(int(declared), self._config.max_body_bytes) if declared.isdigit() else 0
+        entered = self._gate.enter(principal, model, asked, n_bytes)
+        if isinstance(entered, Refusal):
+            raise RefusedError(entered)
+        return entered
 
     # --- reading ----------------------------------------------------------------------------------
 
@@ -191,6 +237,8 @@ class InferRoute:
         receive: Receive,
         call_id: str,
         arrived_at: int,
+        principal: Principal,
+        ticket: Ticket,
     ) -> Answer:
         codec = self._codecs.of(metadata)
         json_bytes = _json_bytes(headers)
@@ -209,7 +257,14 @@ class InferRoute:
         watch = Watch(receive, self._config.watch_after_ms / 1000)
         try:
             reply = await infer(
-                self._client, metadata.name, call_id, inference, arrived_at, slo_ns, self._times.reserve_ns
+                self._client,
+                metadata.name,
+                call_id,
+                inference,
+                arrived_at,
+                slo_ns,
+                self._times.reserve_ns,
+                principal.job_class,
             )
         except asyncio.CancelledError:
             if not watch.gone:
@@ -217,6 +272,7 @@ class InferRoute:
             raise ClientGoneError from None
         finally:
             watch.stop()
+        ticket.outcome = reply.outcome
         if reply.outputs is None:
             return refusal(reply.outcome)
         return await self._success(codec, inference, reply)
@@ -270,7 +326,26 @@ def _finish_headers(answer: Answer, call_id: str) -> list[tuple[bytes, bytes]]:
     ]
 
 
-async def _send(send: Send, answer: Answer, call_id: str) -> None:
+def _timing(span_ns: int) -> tuple[bytes, bytes]:
+    """How long the server took from the headers to the answer, as W3C Server-Timing (ms)."""
+    return b"server-timing", b"total;dur=%.3f" % (span_ns / NS_PER_MS)
+
+
+def _counted(receive: Receive, ticket: Ticket) -> Receive:
+    """`receive`, with the bytes of a body of unknown length counted as they come. Raises RefusedError."""
+
+    async def counted() -> Message:
+        message = await receive()
+        refusal = ticket.grow(len(message.get("body", b"")))
+        if refusal is not None:
+            raise RefusedError(refusal)
+        return message
+
+    return counted
+
+
+async def send_answer(send: Send, answer: Answer, call_id: str) -> None:
+    """Send a whole answer under the request's id."""
     headers = _finish_headers(answer, call_id)
     await send({"type": "http.response.start", "status": answer.status, "headers": headers})
     await send({"type": "http.response.body", "body": answer.body})

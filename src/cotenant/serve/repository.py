@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from cotenant.engine_client import EngineClient
+from cotenant.redact import without_paths
 from cotenant.serve.dataplane import UNAVAILABLE
 from cotenant.serve.errors import BadRequest
 from cotenant.serve.settings import ServeConfig
@@ -21,7 +22,7 @@ def repository_index(client: EngineClient, *, ready_only: bool) -> list[dict[str
     for status in client.status():
         if ready_only and status.state != "READY":
             continue
-        entry = {"name": status.name, "state": status.state, "reason": status.reason}
+        entry = {"name": status.name, "state": status.state, "reason": without_paths(status.reason)}
         if status.name in models:
             entry["version"] = models[status.name].versions[-1]
         entries.append(entry)
@@ -56,4 +57,4 @@ def check_done(what: str, name: str, error: str | None) -> None:
     """Raises BadRequest when the engine could not load or unload the model (400), or is not there (503)."""
     if error is not None:
         status = 503 if error.startswith(UNAVAILABLE) else 400
-        raise BadRequest(status, f"model '{name}' did not {what}: {error}")
+        raise BadRequest(status, f"model '{name}' did not {what}: {without_paths(error)}")

@@ -131,6 +131,8 @@ class TensorDecoder:
             return self._from_flat(self._flat.decode(text), shape, field)
         except (msgspec.MsgspecError, RecursionError) as error:
             raise BadRequest(400, json_problem(error, f"{field}: data")) from None
+        except UnicodeDecodeError:
+            raise BadRequest(400, f"{field}: data: a string is not UTF-8") from None
         except UnicodeEncodeError:
             raise BadRequest(400, f"{field}: data: a string holds half a surrogate pair, not text") from None
         except OverflowError:

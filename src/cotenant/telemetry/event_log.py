@@ -98,7 +98,7 @@ def read(path: Path) -> tuple[Header, Iterator[Entry]]:
     file = path.open("rb")
     try:
         header = msgspec.msgpack.decode(_frame(file) or b"", type=Header)
-    except (msgspec.MsgspecError, ValueError) as error:
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         file.close()
         raise ValueError(f"{path} is not an event log: {error}") from error
     if header.format != FORMAT:

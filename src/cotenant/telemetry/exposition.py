@@ -21,7 +21,7 @@ from cotenant.telemetry.tally import Exemplify
 OPENMETRICS = "application/openmetrics-text"
 LONGEST_ID = 70
 """Characters of an id that are shown: OpenMetrics allows 128 for all labels of an exemplar."""
-TRACED = re.compile(r"-([0-9a-f]{32})\Z")
+TRACED = re.compile(r"-([0-9a-f]{32})(?:-[0-9a-f]{16})?\Z")
 """The id of a traced request ends with the id of its trace."""
 
 

@@ -29,7 +29,7 @@ IN_FLIGHT = 1024
 """Dispatches that have not ended."""
 SETTLED_NS = 250 * NS_PER_MS
 """How long after its end a slow request is explained (ns): by then its run is observed and it is answered."""
-MADE_AT = re.compile(r"[0-9a-f]{1,16}(?=(?:-[0-9a-f]{1,16}){1,2}(-[0-9a-f]{32})?\Z)")
+MADE_AT = re.compile(r"[0-9a-f]{1,16}(?=(?:-[0-9a-f]{1,16}){1,2}(-[0-9a-f]{32})?(-[0-9a-f]{16})?\Z)")
 """Ids begin with the instant at which they were made."""
 
 Sink = Callable[[Explanation], None]

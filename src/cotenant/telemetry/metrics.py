@@ -90,6 +90,11 @@ class Metrics:
             "Protected and standard requests by how they ended; attainment is the share with outcome ok.",
             ("model", "class", "outcome"),
         )
+        self.denials = tally.counter(
+            "cotenant_denied",
+            "Requests refused for their key, by reason, whatever they asked for.",
+            ("reason",),
+        )
         self.rows = tally.histogram(
             "cotenant_batch_rows", "Rows per completed dispatch.", of_model, ROWS_BUCKETS
         )
@@ -170,6 +175,16 @@ class Metrics:
         if outcome.started_at is not None:
             children.queue.observe_of((outcome.started_at - arrived_at) / NS_PER_S, request.id, ended_at)
             children.service.observe_of((ended_at - outcome.started_at) / NS_PER_S, request.id, ended_at)
+
+    def refused(self, model: str, reason: str) -> None:
+        """Count a request that the front end refused before the engine saw it."""
+        key = (model, OutcomeKind.REJECTED.value, reason)
+        counter = self._outcomes.get(key)
+        (counter or self._outcome(model, OutcomeKind.REJECTED, reason)).inc()
+
+    def denied(self, reason: str) -> None:
+        """Count a request that was refused for its key."""
+        self.denials.labels(reason).inc()
 
     def observed(self, observation: Observation) -> None:
         """Count a completed dispatch and compare it with what was predicted when it was made."""

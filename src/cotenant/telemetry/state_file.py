@@ -57,7 +57,7 @@ class StateFile:
             raise ValueError(f"{path} is damaged: its checksum does not fit")
         try:
             stored = msgspec.msgpack.decode(rest, type=Stored)
-        except msgspec.MsgspecError as error:
+        except (msgspec.MsgspecError, RecursionError) as error:
             raise ValueError(f"{path} cannot be read: {error}") from error
         if stored.format != FORMAT:
             raise ValueError(f"{path} has format {stored.format}, this version reads {FORMAT}")

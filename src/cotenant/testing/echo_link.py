@@ -118,6 +118,8 @@ class EchoLink:
 
     def answered(self, call_id: str, span_ns: int) -> None: ...
 
+    def refused(self, model: str, reason: str) -> None: ...
+
     def load(self, name: str, done: Callable[[str | None], None]) -> None:
         if name in self._configured:
             self._models[name] = self._configured[name]

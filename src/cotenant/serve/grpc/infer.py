@@ -18,9 +18,11 @@ from msgspec import Struct
 from cotenant.domain import NS_PER_S
 from cotenant.engine_client import EngineClient
 from cotenant.serve.dataplane import LONGEST_BUDGET_NS
+from cotenant.serve.gate import Gate
 from cotenant.serve.grpc.settings import GrpcConfig
 from cotenant.serve.grpc.settling import Asked, Settled, Settler
 from cotenant.serve.grpc.status import code_of, details_of, failed_on_stream, trailing_metadata
+from cotenant.serve.keys import Principal
 from cotenant.serve.settings import ServeConfig
 
 
@@ -44,14 +46,18 @@ def budgets_of(metadata: Iterable[tuple[str, str | bytes]]) -> Budgets:
 class InferRpcs:
     """The two methods that infer."""
 
-    def __init__(self, client: EngineClient, config: ServeConfig, grpc_config: GrpcConfig) -> None:
-        self._client = client
-        self._settler = Settler(client, config)
+    def __init__(
+        self, client: EngineClient, config: ServeConfig, grpc_config: GrpcConfig, gate: Gate
+    ) -> None:
+        self._client, self._gate = client, gate
+        self._settler = Settler(client, config, gate)
         self._max_in_flight = grpc_config.max_in_flight_per_stream
 
-    async def unary(self, body: bytes, context: Any, arrived_at: int, budgets: Budgets) -> bytes:
+    async def unary(
+        self, body: bytes, context: Any, arrived_at: int, budgets: Budgets, principal: Principal
+    ) -> bytes:
         """ModelInfer."""
-        asked = self._asked(body, context, arrived_at, budgets, streamed=False)
+        asked = self._asked(body, context, arrived_at, budgets, principal, streamed=False)
         settled = await self._settler.settle(asked)
         told = settled.failure
         if told is not None:
@@ -60,7 +66,7 @@ class InferRpcs:
         context.add_done_callback(lambda _: self._sent(settled))
         return settled.answer
 
-    async def stream(self, context: Any, budgets: Budgets) -> None:
+    async def stream(self, context: Any, budgets: Budgets, principal: Principal) -> None:
         """ModelStreamInfer: requests are taken up to a number in flight and answered as they are settled."""
         room = asyncio.Semaphore(self._max_in_flight)
         turn = asyncio.Lock()  # grpc sends one message at a time
@@ -70,7 +76,7 @@ class InferRpcs:
                 body = await context.read()
                 if body is aio.EOF:
                     return
-                asked = self._asked(body, context, self._client.now(), budgets, streamed=True)
+                asked = self._asked(body, context, self._client.now(), budgets, principal, streamed=True)
                 task = tasks.create_task(self._answer(asked, context, turn))
                 task.add_done_callback(lambda _: room.release())
 
@@ -88,16 +94,24 @@ class InferRpcs:
             self._sent(settled)
 
     def _asked(
-        self, body: bytes, context: Any, arrived_at: int, budgets: Budgets, *, streamed: bool
+        self,
+        body: bytes,
+        context: Any,
+        arrived_at: int,
+        budgets: Budgets,
+        principal: Principal,
+        *,
+        streamed: bool,
     ) -> Asked:
         return Asked(
             body=body,
-            call_id=self._client.new_id(),
+            call_id=self._gate.stamp(principal, self._client.new_id()),
             arrived_at=arrived_at,
             left_ns=self._left_ns(context, arrived_at),
             slo_ms=budgets.slo_ms,
             timeout_s=budgets.timeout_s,
             streamed=streamed,
+            principal=principal,
         )
 
     def _left_ns(self, context: Any, arrived_at: int) -> int | None:

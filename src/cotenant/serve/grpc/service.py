@@ -17,13 +17,16 @@ from grpc_reflection.v1alpha import reflection_pb2
 from cotenant.engine_client import EngineClient, EngineDownError
 from cotenant.serve.dataplane import UNAVAILABLE
 from cotenant.serve.errors import BadRequest
+from cotenant.serve.gate import Gate, Refusal
 from cotenant.serve.grpc.control import ControlRpcs
+from cotenant.serve.grpc.entrance import admit
 from cotenant.serve.grpc.health import HEALTH, INFERENCE, Health
 from cotenant.serve.grpc.infer import InferRpcs, budgets_of
 from cotenant.serve.grpc.reflection import REFLECTION, Reflection
 from cotenant.serve.grpc.settings import GrpcConfig
 from cotenant.serve.grpc.settling import parse
-from cotenant.serve.grpc.status import INTERNAL, code_of, details_of, told_of
+from cotenant.serve.grpc.status import INTERNAL, advice, code_of, details_of, refused, told_of
+from cotenant.serve.keys import Principal
 from cotenant.serve.settings import ServeConfig
 
 log = logging.getLogger(__name__)
@@ -39,9 +42,13 @@ Handler = Any
 class Service:
     """Finds the handler of a call; a `grpc.GenericRpcHandler`."""
 
-    def __init__(self, client: EngineClient, config: ServeConfig, grpc_config: GrpcConfig) -> None:
+    def __init__(
+        self, client: EngineClient, config: ServeConfig, grpc_config: GrpcConfig, gate: Gate | None = None
+    ) -> None:
         self._now = client.now
-        self._infer = InferRpcs(client, config, grpc_config)
+        self._gate = gate or Gate(None, config.door, client.now)
+        self._open_health = config.door.open_health
+        self._infer = InferRpcs(client, config, grpc_config, self._gate)
         self._others: Mapping[str, Handler] = {
             **_control_handlers(ControlRpcs(client, config)),
             **_health_handlers(Health(client, grpc_config.health_watch_s)),
@@ -50,27 +57,44 @@ class Service:
 
     def service(self, details: Any) -> Handler | None:
         """The handler of a call whose headers have just come, None when there is no such method."""
-        if details.method == MODEL_INFER:
-            return self._unary(self._now(), details.invocation_metadata)
-        if details.method == MODEL_STREAM_INFER:
-            return self._stream(details.invocation_metadata)
-        return self._others.get(details.method)
+        method, metadata = details.method, details.invocation_metadata
+        arrived_at = self._now()
+        served = method in self._others or method in (MODEL_INFER, MODEL_STREAM_INFER)
+        found = admit(self._gate, method, metadata, served=served, open_health=self._open_health)
+        if isinstance(found, Refusal):
+            return _refusing(found)
+        if method == MODEL_INFER:
+            return self._unary(arrived_at, metadata, found)
+        if method == MODEL_STREAM_INFER:
+            return self._stream(metadata, found)
+        return self._others.get(method)
 
-    def _unary(self, arrived_at: int, metadata: Any) -> Handler:
+    def _unary(self, arrived_at: int, metadata: Any, principal: Principal) -> Handler:
         budgets = budgets_of(metadata)
 
         async def answer(body: bytes, context: Any) -> bytes:
-            return await _guarded(self._infer.unary(body, context, arrived_at, budgets), context)
+            unary = self._infer.unary(body, context, arrived_at, budgets, principal)
+            return await _guarded(unary, context)
 
         return grpc.unary_unary_rpc_method_handler(answer)
 
-    def _stream(self, metadata: Any) -> Handler:
+    def _stream(self, metadata: Any, principal: Principal) -> Handler:
         budgets = budgets_of(metadata)
 
         async def answer(_: Any, context: Any) -> None:
-            await _guarded(self._infer.stream(context, budgets), context)
+            await _guarded(self._infer.stream(context, budgets, principal), context)
 
         return grpc.stream_stream_rpc_method_handler(answer)
+
+
+def _refusing(refusal: Refusal) -> Handler:
+    """Ends the call before anything of it is read, whatever kind of method it is."""
+    told = refused(refusal)
+
+    async def answer(_: Any, context: Any) -> None:
+        await context.abort(code_of(told), details_of(told), advice(told))
+
+    return grpc.stream_stream_rpc_method_handler(answer)
 
 
 async def _guarded(answer: Awaitable[T], context: Any) -> T:

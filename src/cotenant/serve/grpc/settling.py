@@ -21,11 +21,13 @@ from cotenant.serve.answering import AnswerTimes
 from cotenant.serve.codec import ModelCodec, ModelCodecs
 from cotenant.serve.dataplane import UNAVAILABLE, Failure, budget_ns, failure, find_model, infer
 from cotenant.serve.errors import BadRequest
+from cotenant.serve.gate import Gate, Refusal, Ticket
 from cotenant.serve.grpc import inference_pb2 as pb
 from cotenant.serve.grpc.reading import MessageData, request_of
-from cotenant.serve.grpc.status import INTERNAL, describe, told_of
+from cotenant.serve.grpc.status import INTERNAL, describe, refused, told_of
 from cotenant.serve.grpc.wire import check_parts, malformed
 from cotenant.serve.grpc.writing import all_raw, write
+from cotenant.serve.keys import ANYONE, Principal
 from cotenant.serve.oip import Inference
 from cotenant.serve.settings import ServeConfig
 
@@ -46,6 +48,7 @@ class Asked(Struct, frozen=True, kw_only=True):
     slo_ms: bytes | None
     timeout_s: bytes | None
     streamed: bool
+    principal: Principal = ANYONE
     """Whether the answer is one of a stream."""
 
 
@@ -71,10 +74,10 @@ def parse(kind: type[M], body: bytes) -> M:
 class Settler:
     """Settles inferences; holds the decoders of the loaded models."""
 
-    def __init__(self, client: EngineClient, config: ServeConfig) -> None:
-        self._client = client
+    def __init__(self, client: EngineClient, config: ServeConfig, gate: Gate) -> None:
+        self._client, self._gate = client, gate
         self._config = config
-        self._codecs = ModelCodecs()
+        self._codecs = ModelCodecs(config.door.max_elements)
         self._pool = ThreadPoolExecutor(config.n_json_threads, thread_name_prefix="cotenant-grpc")
         self.times = AnswerTimes()
         """Tell it when an answer has been sent."""
@@ -95,6 +98,18 @@ class Settler:
 
     async def _answer(self, message: pb.ModelInferRequest, asked: Asked) -> Settled:
         metadata = find_model(self._client, message.model_name, message.model_version or None)
+        budget = budget_ns(None, asked.slo_ms, asked.timeout_s, asked.left_ns)
+        ticket = self._gate.enter(asked.principal, metadata.name, budget, len(asked.body))
+        if isinstance(ticket, Refusal):
+            return Settled(request_id=message.id, failure=refused(ticket))
+        try:
+            return await self._served(message, asked, metadata, ticket)
+        finally:
+            ticket.leave()
+
+    async def _served(
+        self, message: pb.ModelInferRequest, asked: Asked, metadata: ModelMetadata, ticket: Ticket
+    ) -> Settled:
         codec = self._codecs.of(metadata)
         inference = await self._inference(message, asked, codec)
         raw = all_raw(inference.wanted)
@@ -110,7 +125,9 @@ class Settler:
             asked.arrived_at,
             slo_ns,
             self.times.reserve_ns,
+            asked.principal.job_class,
         )
+        ticket.outcome = reply.outcome
         if reply.outputs is None:
             return Settled(request_id=message.id, failure=failure(reply.outcome))
         # a number takes about 10 bytes of work when it is not raw

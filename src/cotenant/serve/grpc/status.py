@@ -6,8 +6,11 @@ from collections.abc import Mapping
 
 from grpc import StatusCode
 
+from cotenant.domain import OutcomeKind
+from cotenant.serve.access import STATUS
 from cotenant.serve.dataplane import RETRY_AFTER_MS, Failure
 from cotenant.serve.errors import BadRequest
+from cotenant.serve.gate import Refusal
 from cotenant.serve.grpc import inference_pb2 as pb
 
 Metadata = tuple[tuple[str, str], ...]
@@ -39,6 +42,23 @@ def told_of(error: BadRequest) -> Failure:
     return Failure(
         status=error.status, message=error.message, reason=error.message, retry_after_ms=retry_after_ms
     )
+
+
+def refused(refusal: Refusal) -> Failure:
+    """What to tell of a call that the gate refused."""
+    quota = STATUS[refusal.denial] == 429
+    return Failure(
+        status=STATUS[refusal.denial],
+        message=f"request rejected: {refusal.message}" if quota else refusal.message,
+        reason=refusal.denial.value if quota else refusal.message,
+        retry_after_ms=refusal.retry_after_ms,
+        outcome=OutcomeKind.REJECTED if quota else None,
+    )
+
+
+def advice(failure: Failure) -> Metadata:
+    """What ends a call that was refused before it had an id."""
+    return trailing_metadata("", failure)[1:]
 
 
 def code_of(failure: Failure) -> StatusCode:
