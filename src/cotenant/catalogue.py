@@ -14,9 +14,11 @@ from cotenant.config import ConfigError, ModelConfig, Scenario
 from cotenant.domain import NS_PER_MS, ModelMetadata, ModelSpec, SoloProfile, Variant
 from cotenant.execute.model import ModelSettings
 from cotenant.execute.onnx_model import inspect
+from cotenant.labels import labelled
 from cotenant.profile.measure import quick_profile
 from cotenant.profile.records import DeviceFingerprint, StoredProfiles, source_hash
 from cotenant.profile.store import ProfileStore
+from cotenant.repository import repository_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -129,6 +131,7 @@ class ConfiguredModels:
         self._scenario = scenario
         self._where = where
         self._device = device
+        self._repository = repository_of(scenario)
 
     def profiles(
         self, metadata: ModelMetadata, source: str, run: Callable[[Variant], int]
@@ -145,10 +148,14 @@ class ConfiguredModels:
         ]
         table = StoredProfiles([metadata.spec], [])
         table.renew(metadata.spec, profiles)
-        return settled(metadata, self.model(metadata.name), table), profiles
+        model = self.model(metadata.name)
+        return settled(labelled(metadata, model.labels), model, table), profiles
 
     def model(self, name: str) -> ModelConfig:
-        """The configuration of a model. Raises ValueError when there is none."""
+        """The configuration of a model, of one in a repository as it is there now. Raises ValueError when
+        there is none."""
+        if "@" in name and self._repository is not None:
+            return self._repository.model(name)
         try:
             return self._scenario.model(name)
         except StopIteration:

@@ -12,7 +12,7 @@ import asyncio
 import gc
 import sys
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -137,6 +137,7 @@ class Engine:
         self._timer_at = 0
         self._late_ns = 0
         self._learning: asyncio.TimerHandle | None = None
+        self._offered: Set[str] = frozenset()
         self._draining = False
         self._loop: asyncio.AbstractEventLoop | None = None
         self._drive = Drive(
@@ -266,6 +267,17 @@ class Engine:
             self.states[model] = ModelState("UNAVAILABLE", "unloaded")
         self._waiting.setdefault((kind, model), []).append(done)
         self._post(Command(kind, model))
+
+    def offer(self, there: Mapping[str, str]) -> None:
+        """Models that a repository has, each with why it cannot be loaded, if so: they are listed as
+        unavailable until they are loaded. What was offered before and is neither there nor loaded is
+        forgotten."""
+        for name in self._offered - there.keys() - self.models.keys():
+            self.states.pop(name, None)
+        for name, reason in there.items():
+            if name not in self.states or (reason and name not in self.models):
+                self.states[name] = ModelState("UNAVAILABLE", reason)
+        self._offered = there.keys() | (self._offered & self.models.keys())
 
     def explain(self, call_id: str) -> dict[str, Any] | None:
         """What is remembered of a request that has ended, in ms; None when nothing is."""

@@ -11,11 +11,14 @@ from pathlib import Path
 
 from cotenant.assemble import Prepared, make_engine
 from cotenant.clock import MonotonicClock
+from cotenant.config import Scenario
 from cotenant.engine import Engine
 from cotenant.engine_client import EngineClient
 from cotenant.local_link import LocalLink
 from cotenant.ports import Observer
 from cotenant.predictors import Served
+from cotenant.repository import repository_of
+from cotenant.repository_control import RepositoryControl
 from cotenant.serve.http import ServeConfig, make_app
 from cotenant.serve.server import serve_http
 from cotenant.telemetry.metrics import Metrics
@@ -69,10 +72,16 @@ async def serve(
         log_path=config.log_path,
     )
     engine.start()
+    control = control_of(engine, prepared)
     serve_config = ServeConfig(
-        max_body_bytes=settings.max_body_mib << 20, allow_model_control=settings.allow_model_control
+        max_body_bytes=settings.max_body_mib << 20,
+        allow_model_control=settings.allow_model_control or is_explicit(prepared.scenario),
+        shared_memory=settings.shared_memory,
+        repository=control is not None,
     )
-    app = make_app(EngineClient(LocalLink(engine, clock)), CurrentMetrics(engine, metrics), serve_config)
+    app = make_app(
+        EngineClient(LocalLink(engine, clock, control)), CurrentMetrics(engine, metrics), serve_config
+    )
     shutdown, told = asyncio.Event(), asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -96,4 +105,23 @@ async def serve(
         )
     finally:
         stopper.cancel()
+        if control is not None:
+            control.stop()
         engine.stop()
+
+
+def control_of(engine: Engine, prepared: Prepared) -> RepositoryControl | None:
+    """What loads and unloads the models of the scenario's repository, begun; None where it has none. Call it
+    on the engine's event loop."""
+    repository, config = repository_of(prepared.scenario), prepared.scenario.repository
+    if repository is None or config is None:
+        return None
+    names = {model.name for model in prepared.scenario.models if "@" not in model.name}
+    control = RepositoryControl(engine, repository, config, configured=names, stamps=prepared.stamps)
+    control.start()
+    return control
+
+
+def is_explicit(scenario: Scenario) -> bool:
+    """Whether a repository is there to be controlled over the API."""
+    return scenario.repository is not None and scenario.repository.mode == "explicit"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 from cotenant.clock import Clock
 from cotenant.domain import ModelMetadata, Outcome
@@ -12,11 +12,34 @@ from cotenant.engine_client import Call, ModelStatistics, ModelStatus, Reply
 from cotenant.ports import Tensors
 
 
+class ModelControl(Protocol):
+    """Loads and unloads models by the names that clients know; `done(error)` on the engine's event loop."""
+
+    def load(self, name: str, done: Callable[[str | None], None]) -> None: ...
+
+    def unload(self, name: str, done: Callable[[str | None], None]) -> None: ...
+
+
+class EngineControl:
+    """The `ModelControl` of an engine whose models are those of its configuration."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    def load(self, name: str, done: Callable[[str | None], None]) -> None:
+        self._engine.maintain("load", name, done)
+
+    def unload(self, name: str, done: Callable[[str | None], None]) -> None:
+        self._engine.maintain("unload", name, done)
+
+
 class LocalLink:
     """Implements `EngineLink` on an engine that runs on the same event loop."""
 
-    def __init__(self, engine: Engine, clock: Clock) -> None:
+    def __init__(self, engine: Engine, clock: Clock, control: ModelControl | None = None) -> None:
         self._engine = engine
+        control = control or EngineControl(engine)
+        self.load, self.unload = control.load, control.unload
         self.now = clock.now
 
     def submit(self, call: Call, reply: Callable[[Reply], None]) -> None:
@@ -51,12 +74,6 @@ class LocalLink:
     def statistics(self) -> Sequence[ModelStatistics]:
         self._engine.catch_up()
         return [_statistics(name, counts) for name, counts in self._engine.counts.items()]
-
-    def load(self, name: str, done: Callable[[str | None], None]) -> None:
-        self._engine.maintain("load", name, done)
-
-    def unload(self, name: str, done: Callable[[str | None], None]) -> None:
-        self._engine.maintain("unload", name, done)
 
     def accepting(self) -> bool:
         return self._engine.accepting

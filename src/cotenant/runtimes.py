@@ -93,13 +93,13 @@ class OnnxRuntime:
         self._scenario, self._where = scenario, where
         lanes = cpu_lanes(scenario)
         self.device = cpu_fingerprint(lanes, len(available_cores()))
-        self.executor = OnnxExecutor(MonotonicClock(), lanes, OnnxModels(scenario, where, self.device))
+        models = OnnxModels(scenario, where, self.device)
+        self.executor = OnnxExecutor(MonotonicClock(), lanes, models, scenario.device.memory_limit)
         self._paths: dict[str, Path] = {}
 
     def load(self, model: ModelConfig) -> tuple[ModelMetadata, str]:
         path = locate(model, self._scenario, self._where)
-        metadata = inspect(path, settings_of(model))
-        self.executor.load(metadata, path)
+        metadata = self.executor.load(inspect(path, settings_of(model)), path)
         self._paths[metadata.name] = path
         return metadata, source_hash(path)
 

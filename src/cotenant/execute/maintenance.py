@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 
 from cotenant.domain import Event, Maintain, MaintenanceDone, ModelMetadata, SoloProfile
 from cotenant.execute.lanes import LaneThread
+from cotenant.execute.memory import give_back
 
 Loaded = tuple[ModelMetadata, Sequence[SoloProfile]]
 
@@ -56,6 +57,7 @@ class Maintenance:
                     raise ValueError(f"this executor cannot {action.kind}; it can load and unload")
         except Exception as problem:
             error = str(problem) if isinstance(problem, ValueError) else self._describe(problem)
+        give_back()
         self._post(
             MaintenanceDone(
                 maintenance_id=action.id,

@@ -18,6 +18,7 @@ from typing import Protocol
 
 import numpy as np
 import onnxruntime as ort
+from msgspec import structs
 
 from cotenant.clock import Clock
 from cotenant.cores import available_cores, core_numbers, pinned
@@ -34,8 +35,9 @@ from cotenant.domain import (
 from cotenant.execute.batch import Array, Batcher
 from cotenant.execute.lanes import LaneThread, lane_layout
 from cotenant.execute.maintenance import Loaded, Maintenance
+from cotenant.execute.memory import MemoryBudget
 from cotenant.execute.model import example_inputs
-from cotenant.execute.onnx_session import LoadedModel, describe, open_session, warm
+from cotenant.execute.onnx_session import LoadedModel, describe, open_session, warm, without_paths
 from cotenant.ports import LaneInfo, Sink, Tensors
 
 CLOSE_WAIT_S = 2.0
@@ -91,11 +93,16 @@ class OnnxExecutor:
     """Implements the `Executor` port. `load` and `unload` may be called from any thread.
 
     `source` finds and profiles a model that a `Maintain(load)` names; without it, models loaded before can
-    be loaded again. With no `lanes` there is one per core, at most 4.
+    be loaded again. With no `lanes` there is one per core, at most 4. `memory_limit`: bytes that all models
+    may take.
     """
 
     def __init__(
-        self, clock: Clock, lanes: Sequence[LaneInfo] | None = None, source: Source | None = None
+        self,
+        clock: Clock,
+        lanes: Sequence[LaneInfo] | None = None,
+        source: Source | None = None,
+        memory_limit: int | None = None,
     ) -> None:
         self._cores = available_cores()
         self.lanes = tuple(lanes or lane_layout(min(4, len(self._cores)), len(self._cores)))
@@ -107,6 +114,7 @@ class OnnxExecutor:
         self._jobs: dict[int, Job] = {}
         self._results: dict[int, Sequence[Tensors]] = {}
         self._closed = False
+        self._memory = MemoryBudget(memory_limit)
         self._loading = threading.Lock()
         self._threads = [self._new_thread(lane) for lane in self.lanes]
         self._maintenance = Maintenance(
@@ -120,22 +128,33 @@ class OnnxExecutor:
 
     # --- models ---------------------------------------------------------------------------------------
 
-    def load(self, metadata: ModelMetadata, path: Path) -> None:
-        """Make a model servable, every variant run once on each session. Blocks: not for the deciding
-        thread. Raises ValueError naming the file and the reason; a model of the same name stays then."""
+    def load(self, metadata: ModelMetadata, path: Path) -> ModelMetadata:
+        """Make a model servable, every variant run once on each session; returns what it then takes of the
+        memory, too. Blocks: not for the deciding thread. Raises ValueError naming the file and the reason; a
+        model of the same name stays then."""
         with self._loading:
             self._before.known[metadata.name] = (metadata, path)
             try:
-                model = LoadedModel(metadata, self._sessions(path))
-                warm(model)
+                with self._memory.loading(metadata.name, self._least_memory(metadata)):
+                    model = LoadedModel(metadata, self._sessions(path))
+                    warm(model)
+                    self.models[metadata.name] = model
             except Exception as error:
-                raise ValueError(f"model file {path.name}: {describe(error)}") from error
-            self.models[metadata.name] = model
+                why = str(error) if isinstance(error, ValueError) else describe(error)
+                raise ValueError(f"model file {path.name}: {without_paths(why)}") from error
+            return structs.replace(metadata, memory_bytes=self._memory.held(metadata.name))
 
     def unload(self, name: str) -> None:
         """Forget the model; runs under way end undisturbed. Raises ValueError when it is not loaded."""
-        if self.models.pop(name, None) is None:
-            raise ValueError(f"model {name!r} is not loaded")
+        with self._loading:
+            if self.models.pop(name, None) is None:
+                raise ValueError(f"model {name!r} is not loaded")
+            self._memory.unloaded(name)
+
+    def _least_memory(self, metadata: ModelMetadata) -> int:
+        """Bytes of a model's weights in each of its sessions."""
+        one = all(len(lane.units) == 1 for lane in self.lanes)
+        return (metadata.memory_bytes or 0) * (1 if one else len(self.lanes))
 
     def _sessions(self, path: Path) -> list[ort.InferenceSession]:
         if all(len(lane.units) == 1 for lane in self.lanes):
@@ -262,7 +281,7 @@ class OnnxExecutor:
 
     def _load_and_profile(self, name: str) -> Loaded:
         found, path = self._source.find(name)
-        self.load(found, path)
+        found = self.load(found, path)
         model, random = self.models[name], np.random.default_rng(0)
         session, batcher = model.session(0), Batcher(found)
 

@@ -36,8 +36,10 @@ def parse(path: Path) -> onnx.ModelProto:
 # --- external data --------------------------------------------------------------------------------
 
 
-def check_external(model: onnx.ModelProto, folder: Path) -> None:
-    """Every external tensor must be a file below the model's own folder, links followed."""
+def check_external(model: onnx.ModelProto, folder: Path) -> int:
+    """Every external tensor must be a file below the model's own folder, links followed. Returns how many
+    bytes these files have."""
+    sizes: dict[Path, int] = {}
     for tensor in _tensors(model):
         if tensor.data_location != TensorProto.EXTERNAL:
             continue
@@ -56,6 +58,8 @@ def check_external(model: onnx.ModelProto, folder: Path) -> None:
             )
         if not target.is_file():
             raise ValueError(f"the data of tensor '{tensor.name}' is missing: no file '{location}' beside it")
+        sizes[target] = target.stat().st_size
+    return sum(sizes.values())
 
 
 def _tensors(model: onnx.ModelProto) -> Iterator[TensorProto]:

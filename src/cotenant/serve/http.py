@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Protocol
 
+import orjson
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -15,14 +17,20 @@ from cotenant.engine_client import EngineClient
 from cotenant.serve.dataplane import error_answer
 from cotenant.serve.errors import BadRequest
 from cotenant.serve.infer_route import InferRoute, Receive, Scope, Send
+from cotenant.serve.log_settings import LogSettings
 from cotenant.serve.model_routes import ModelRoutes
+from cotenant.serve.openapi import document
 from cotenant.serve.repository_routes import RepositoryRoutes
+from cotenant.serve.setting_routes import SettingRoutes
 from cotenant.serve.settings import ServeConfig
+from cotenant.serve.shared_memory import Regions
+from cotenant.serve.shared_memory_routes import SharedMemoryRoutes
 
 __all__ = ["App", "MetricsPage", "ServeConfig", "make_app"]
 
 GREETING = """{name} {version}: models that share a device and keep their deadlines.
 GET /v2  GET /v2/models  POST /v2/models/MODEL/infer  GET /v2/requests/ID  GET /metrics
+GET /v2/openapi.json describes every page.
 """
 
 
@@ -56,10 +64,14 @@ class App:
 
 def make_app(client: EngineClient, metrics: MetricsPage | None, config: ServeConfig) -> App:
     """The HTTP front end of one engine; without `metrics`, `/metrics` is unknown."""
+    regions = Regions(config.max_body_bytes) if config.shared_memory else None
     routes = [
         Route("/", _greeting(config), methods=["GET"]),
         *ModelRoutes(client, config).routes(),
         *RepositoryRoutes(client, config).routes(),
+        *SharedMemoryRoutes(regions).routes(),
+        Route("/v2/openapi.json", _openapi(config), methods=["GET"]),
+        *SettingRoutes(client, LogSettings(logging.getLogger("cotenant"))).routes(),
         *_metrics_routes(metrics),
     ]
     rest = Starlette(
@@ -67,7 +79,7 @@ def make_app(client: EngineClient, metrics: MetricsPage | None, config: ServeCon
         exception_handlers={HTTPException: _http_error, BadRequest: _bad_request, Exception: _internal_error},
     )
     rest.router.redirect_slashes = False
-    return App(InferRoute(client, config), rest, client)
+    return App(InferRoute(client, config, regions), rest, client)
 
 
 def _greeting(config: ServeConfig) -> Callable[[Request], Awaitable[Response]]:
@@ -77,6 +89,15 @@ def _greeting(config: ServeConfig) -> Callable[[Request], Awaitable[Response]]:
         return PlainTextResponse(text)
 
     return greeting
+
+
+def _openapi(config: ServeConfig) -> Callable[[Request], Awaitable[Response]]:
+    text = orjson.dumps(document(config.version))
+
+    async def page(_: Request) -> Response:
+        return Response(text, media_type="application/json")
+
+    return page
 
 
 def _metrics_routes(metrics: MetricsPage | None) -> Sequence[Route]:

@@ -2,31 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
-import orjson
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from cotenant.domain import NS_PER_MS, ModelMetadata, TensorSpec
+from cotenant.domain import NS_PER_MS, ModelMetadata, TensorSpec, model_of
 from cotenant.engine_client import EngineClient, ModelStatistics
-from cotenant.serve.dataplane import find_model
+from cotenant.serve.bodies import json_response
+from cotenant.serve.dataplane import find_model, versions_of
 from cotenant.serve.errors import BadRequest
 from cotenant.serve.settings import ServeConfig
 
 EXTENSIONS = (
     "binary_tensor_data",
+    "classification",
+    "logging",
     "model_configuration",
-    "statistics",
     "schedule_policy",
+    "statistics",
 )
-"""V2 extensions that are supported in full, up to what `oip.UNSUPPORTED` refuses."""
-
-
-def json_response(value: object, status: int = 200) -> Response:
-    """A JSON response."""
-    return Response(orjson.dumps(value), status, media_type="application/json")
+"""V2 extensions that every server supports, up to what it refuses by name."""
 
 
 class ModelRoutes:
@@ -62,12 +60,15 @@ class ModelRoutes:
 
     async def server(self, _: Request) -> Response:
         """Server metadata."""
-        control = ("model_repository",) if self._config.allow_model_control else ()
+        allowed = {
+            "model_repository": self._config.allow_model_control,
+            "system_shared_memory": self._config.shared_memory,
+        }
         return json_response(
             {
                 "name": self._config.name,
                 "version": self._config.version,
-                "extensions": [*EXTENSIONS, *control],
+                "extensions": [*EXTENSIONS, *(name for name, allow in allowed.items() if allow)],
             }
         )
 
@@ -84,15 +85,15 @@ class ModelRoutes:
 
     async def models(self, _: Request) -> Response:
         """Names of the loaded models."""
-        return json_response({"models": sorted(self._client.metadata())})
+        return json_response({"models": sorted(set(map(model_of, self._client.metadata())))})
 
     async def model(self, request: Request) -> Response:
         """Model metadata."""
         metadata = self._find(request)
         return json_response(
             {
-                "name": metadata.name,
-                "versions": metadata.versions,
+                "name": model_of(metadata.name),
+                "versions": self._versions(metadata),
                 "platform": metadata.platform,
                 "inputs": [_tensor(spec) for spec in metadata.inputs],
                 "outputs": [_tensor(spec) for spec in metadata.outputs],
@@ -105,17 +106,27 @@ class ModelRoutes:
         metadata = self._find(request)
         for status in self._client.status():
             if status.name == metadata.name and status.state != "READY":
-                raise BadRequest(503, f"not available: model '{metadata.name}' is {status.state.lower()}")
-        return json_response({"name": metadata.name, "ready": True})
+                name = model_of(metadata.name)
+                raise BadRequest(503, f"not available: model '{name}' is {status.state.lower()}")
+        return json_response({"name": model_of(metadata.name), "ready": True})
 
     async def model_config(self, request: Request) -> Response:
         """The model's configuration in the form of Triton's ModelConfig."""
-        return json_response(triton_config(self._find(request)))
+        metadata = self._find(request)
+        return json_response(triton_config(metadata, self._versions(metadata)))
 
     async def model_statistics(self, request: Request) -> Response:
-        """Statistics of one model."""
+        """Statistics of one version of a model, or of all its versions."""
         metadata = self._find(request)
-        return self._statistics({metadata.name: metadata})
+        if "version" in request.path_params or "@" not in metadata.name:
+            return self._statistics({metadata.name: metadata})
+        name, models = model_of(metadata.name), self._client.metadata()
+        return self._statistics({found: models[found] for found in models if model_of(found) == name})
+
+    def _versions(self, metadata: ModelMetadata) -> Sequence[str]:
+        if "@" not in metadata.name:
+            return metadata.versions
+        return versions_of(self._client.metadata(), model_of(metadata.name))
 
     async def all_statistics(self, _: Request) -> Response:
         """Statistics of every loaded model."""
@@ -169,9 +180,10 @@ def _facts(metadata: ModelMetadata) -> dict[str, object]:
     }
 
 
-def triton_config(metadata: ModelMetadata) -> dict[str, object]:
+def triton_config(metadata: ModelMetadata, versions: Sequence[str]) -> dict[str, object]:
     """Triton's ModelConfig of a model, as perf_analyzer and tritonclient read it: without the batch
-    dimension, which `max_batch_size` stands for (0: the model has none)."""
+    dimension, which `max_batch_size` stands for (0: the model has none). `versions`: those that are served,
+    whatever policy chose them."""
 
     def tensor(spec: TensorSpec) -> dict[str, object]:
         kind = "STRING" if spec.datatype == "BYTES" else spec.datatype
@@ -179,10 +191,10 @@ def triton_config(metadata: ModelMetadata) -> dict[str, object]:
         return {"name": spec.name, "data_type": f"TYPE_{kind}", "dims": dims}
 
     config: dict[str, object] = {
-        "name": metadata.name,
+        "name": model_of(metadata.name),
         "platform": metadata.platform,
         "backend": metadata.platform.partition("_")[0],
-        "version_policy": {"latest": {"num_versions": 1}},
+        "version_policy": {"specific": {"versions": [int(version) for version in versions]}},
         "max_batch_size": metadata.spec.max_batch if metadata.batched else 0,
         "input": [tensor(spec) for spec in metadata.inputs],
         "output": [tensor(spec) for spec in metadata.outputs],
@@ -209,8 +221,9 @@ def triton_statistics(statistics: ModelStatistics, metadata: ModelMetadata) -> d
 
     none = (0, 0)
     instant = (statistics.compute[0], 0)
+    held = metadata.memory_bytes
     return {
-        "name": statistics.name,
+        "name": model_of(statistics.name),
         "version": metadata.versions[-1],
         "last_inference": statistics.last_inference_ms,
         "inference_count": statistics.inference_count,
@@ -234,5 +247,5 @@ def triton_statistics(statistics: ModelStatistics, metadata: ModelMetadata) -> d
             }
             for rows, count, total_ns in statistics.batches
         ],
-        "memory_usage": [],
+        "memory_usage": [] if held is None else [{"type": "CPU", "id": 0, "byte_size": held}],
     }

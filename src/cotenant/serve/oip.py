@@ -1,9 +1,9 @@
 """Open Inference Protocol V2: the infer request as it stands on the wire, and its parameters.
 
 A body is JSON, or JSON followed by binary tensors (`Inference-Header-Content-Length` says where the JSON
-ends), or nothing but the raw data of a single input (that header is 0). Members that V2 does not define are
-ignored, like parameters that no part of this server reads; everything else is checked, and every failure is
-a `BadRequest` that names the field.
+ends), or nothing but the raw data of a single input (that header is 0). Nothing is ignored: a member or a
+parameter that no part of this server reads is refused by name, for the client expects something of it.
+Everything else is checked too, and every failure is a `BadRequest` that names the field.
 """
 
 from __future__ import annotations
@@ -15,18 +15,35 @@ from msgspec import Raw, Struct
 
 from cotenant.domain import Axes, TensorSpec
 from cotenant.serve.errors import BadRequest
+from cotenant.serve.shared_memory import Place
 from cotenant.serve.tensors import (
     Array,
     json_problem,
 )
 
-__all__ = ["REQUEST", "BadRequest", "Encoded", "InferRequest", "Inference", "InputTensor", "WantedTensor"]
+__all__ = [
+    "REQUEST",
+    "BadRequest",
+    "Encoded",
+    "InferRequest",
+    "Inference",
+    "InputTensor",
+    "Wanted",
+    "WantedTensor",
+]
 
-UNSUPPORTED = ("shared_memory_region", "classification", "sequence_id")
-"""Parameters that ask for what this server cannot do: answering as if they were absent would be wrong."""
+_PLACE = ("shared_memory_region", "shared_memory_offset", "shared_memory_byte_size")
+OF_REQUEST = ("timeout", "priority", "binary_data_output")
+"""Parameters of a request."""
+OF_INPUT = ("binary_data_size", *_PLACE)
+"""Parameters of an input."""
+OF_OUTPUT = ("binary_data", "classification", *_PLACE)
+"""Parameters of a requested output."""
+UNSUPPORTED = ("sequence_id", "sequence_start", "sequence_end")
+"""Parameters that ask for what this server cannot do; asking for nothing (0, false) they may stand."""
 
 
-class InputTensor(Struct, gc=False):
+class InputTensor(Struct, gc=False, forbid_unknown_fields=True):
     """One entry of `inputs` as it stands in the JSON."""
 
     name: str
@@ -36,18 +53,19 @@ class InputTensor(Struct, gc=False):
     data: Raw = Raw(b"")
 
 
-class WantedTensor(Struct, gc=False):
+class WantedTensor(Struct, gc=False, forbid_unknown_fields=True):
     """One entry of `outputs` as it stands in the JSON."""
 
     name: str
     parameters: dict[str, Any] | None = None
 
 
-class InferRequest(Struct, gc=False):
-    """The JSON of an infer request."""
+class InferRequest(Struct, gc=False, forbid_unknown_fields=True):
+    """The JSON of an infer request. `model_name` says once more what the path says: KServe's client does."""
 
     inputs: list[InputTensor]
     id: str | None = None
+    model_name: str | None = None
     parameters: dict[str, Any] | None = None
     outputs: list[WantedTensor] | None = None
 
@@ -55,15 +73,25 @@ class InferRequest(Struct, gc=False):
 REQUEST = msgspec.json.Decoder(InferRequest)
 
 
+class Wanted(Struct, frozen=True):
+    """An output that was asked for: in binary or as JSON, all of it or its `n_classes` highest (0: all), sent
+    or written to a `place`."""
+
+    spec: TensorSpec
+    binary: bool = False
+    n_classes: int = 0
+    place: Place | None = None
+
+
 class Inference(Struct, frozen=True, kw_only=True):
-    """A validated infer request. `axes` are bucket sizes. `wanted` pairs each output with "in binary".
-    `timeout_us` and `priority` are as the client gave them; the data plane checks them."""
+    """A validated infer request. `axes` are bucket sizes. `timeout_us` and `priority` are as the client gave
+    them; the data plane checks them."""
 
     id: str | None
     inputs: dict[str, Array]
     rows: int
     axes: Axes
-    wanted: tuple[tuple[TensorSpec, bool], ...]
+    wanted: tuple[Wanted, ...]
     timeout_us: object = None
     priority: object = 0
 
@@ -87,11 +115,14 @@ def decode_json(decoder: msgspec.json.Decoder[Any], text: bytes | bytearray | me
         raise BadRequest(400, "body: holds a string that is not UTF-8") from None
 
 
-def refuse_unsupported(parameters: dict[str, Any], field: str) -> None:
-    """Raise a BadRequest for a parameter in `UNSUPPORTED` that asks for something."""
-    for name in UNSUPPORTED:
-        if parameters.get(name):
+def check_parameters(parameters: dict[str, Any], known: tuple[str, ...], field: str) -> None:
+    """Raise a BadRequest for a parameter that is not `known` here."""
+    for name, value in parameters.items():
+        if name in known or (name in UNSUPPORTED and not value):
+            continue
+        if name in UNSUPPORTED:
             raise BadRequest(400, f"{field}.{name}: not supported by this server")
+        raise BadRequest(400, f"{field}.{name:.100}: unknown parameter; known here: {', '.join(known)}")
 
 
 def boolean(parameters: dict[str, Any], name: str, field: str, default: bool) -> bool:
@@ -106,7 +137,6 @@ def binary_size(tensor: InputTensor, field: str, has_binary: bool) -> int | None
     """The length of the input's binary data, or None when it stands in the JSON."""
     parameters = tensor.parameters
     if parameters:
-        refuse_unsupported(parameters, f"{field}: parameters")
         size = parameters.get("binary_data_size")
         if size is not None:
             if type(size) is not int or size < 0:

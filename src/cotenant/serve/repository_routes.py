@@ -1,7 +1,7 @@
 """Routes of the V2 model repository extension: index, and, where allowed, load and unload.
 
-Only models of the server's own configuration can be loaded. Parameters that bring a model or its
-configuration along (`config`, `file:...`) are refused: accepting them lets any client run code.
+Only models of the server's own configuration and repository can be loaded. Parameters that bring a model or
+its configuration along (`config`, `file:...`) are refused: accepting them lets any client run code.
 """
 
 from __future__ import annotations
@@ -13,22 +13,20 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from cotenant.domain import model_of, version_of
 from cotenant.engine_client import EngineClient
+from cotenant.serve.bodies import json_response, read_json, refuse_web_pages
 from cotenant.serve.errors import BadRequest
-from cotenant.serve.model_routes import json_response
-from cotenant.serve.oip import decode_json
 from cotenant.serve.settings import ServeConfig
 
-MAX_BODY_BYTES = 64 * 1024
 
-
-class IndexRequest(msgspec.Struct):
+class IndexRequest(msgspec.Struct, forbid_unknown_fields=True):
     """Body of an index request."""
 
     ready: bool = False
 
 
-class ControlRequest(msgspec.Struct):
+class ControlRequest(msgspec.Struct, forbid_unknown_fields=True):
     """Body of a load or unload request."""
 
     parameters: dict[str, Any] | None = None
@@ -44,6 +42,7 @@ class RepositoryRoutes:
     def __init__(self, client: EngineClient, config: ServeConfig) -> None:
         self._client = client
         self._allowed = config.allow_model_control
+        self._repository = config.repository
 
     def routes(self) -> list[Route]:
         """The routes."""
@@ -54,21 +53,23 @@ class RepositoryRoutes:
         ]
 
     async def index(self, request: Request) -> Response:
-        """Every configured model with its state; with `{"ready": true}` only those that are loaded."""
-        wanted: IndexRequest = await _decode(request, _INDEX, IndexRequest())
+        """Every model that could be loaded with its state; with `{"ready": true}` only those that are."""
+        wanted: IndexRequest = await read_json(request, _INDEX, IndexRequest())
         models = self._client.metadata()
         entries = []
         for status in self._client.status():
             if wanted.ready and status.state != "READY":
                 continue
-            entry = {"name": status.name, "state": status.state, "reason": status.reason}
-            if status.name in models:
+            entry = {"name": model_of(status.name), "state": status.state, "reason": status.reason}
+            if "@" in status.name:
+                entry["version"] = version_of(status.name)
+            elif status.name in models:
                 entry["version"] = models[status.name].versions[-1]
             entries.append(entry)
         return json_response(entries)
 
     async def load(self, request: Request) -> Response:
-        """Load a configured model; answers when it is loaded."""
+        """Load a model, or load it anew; answers when it is loaded."""
         name = await self._controlled(request)
         return self._done("load", name, await self._client.load(name))
 
@@ -85,30 +86,26 @@ class RepositoryRoutes:
                 "loading and unloading models is turned off on this server; allow_model_control = true "
                 "under [server] in its config turns it on",
             )
-        if "origin" in request.headers:
-            raise BadRequest(403, "model control is not open to web pages (the request has an Origin header)")
-        control: ControlRequest = await _decode(request, _CONTROL, ControlRequest())
-        for parameter in control.parameters or {}:
+        refuse_web_pages(request, "model control")
+        control: ControlRequest = await read_json(request, _CONTROL, ControlRequest())
+        for parameter, value in (control.parameters or {}).items():
             if parameter == "config" or parameter.startswith("file:"):
                 raise BadRequest(
                     400,
                     f"parameters.{parameter:.40}: refused; only models of the server's configuration load",
                 )
+            # no model depends on another: with or without its dependents is the same
+            if parameter != "unload_dependents" or not isinstance(value, bool):
+                raise BadRequest(400, f"parameters.{parameter:.100}: unknown parameter")
         name: str = request.path_params["model"]
-        if all(status.name != name for status in self._client.status()):
+        known = self._repository or any(status.name == name for status in self._client.status())
+        if not known or "@" in name:
             raise BadRequest(404, f"unknown model '{name:.100}'")
         return name
 
     def _done(self, what: str, name: str, error: str | None) -> Response:
+        if error is not None and error.startswith("unknown model"):
+            raise BadRequest(404, error)
         if error is not None:
             raise BadRequest(400, f"model '{name}' did not {what}: {error}")
         return json_response({})
-
-
-async def _decode(request: Request, decoder: msgspec.json.Decoder[Any], empty: Any) -> Any:
-    body = bytearray()
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > MAX_BODY_BYTES:
-            raise BadRequest(413, f"the body is larger than the limit of {MAX_BODY_BYTES} bytes")
-    return decode_json(decoder, bytes(body)) if body else empty
