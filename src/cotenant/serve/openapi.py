@@ -17,6 +17,11 @@ from cotenant.serve.openapi_schemas import COUNT, NUMBER, TEXT, Schema, ref, sch
 
 JSON = "application/json"
 BINARY = "application/octet-stream"
+EXAMPLE = {
+    "inputs": [{"name": "input", "shape": [1, 16], "datatype": "FP32", "data": [0.5] * 16}],
+    "outputs": [{"name": "output", "parameters": {"classification": 2}}],
+}
+"""A request to the zoo's `echo`."""
 VERSION_PATHS = ("/v2/models/{model}", "/v2/models/{model}/versions/{version}")
 
 
@@ -195,6 +200,7 @@ def _described(operation: Operation) -> dict[str, Any]:
     if operation.body is not None:
         content = {JSON: {"schema": ref(operation.body)}}
         if operation.body == "InferRequest":
+            content[JSON]["example"] = EXAMPLE
             content[BINARY] = {"schema": {}}
         found["requestBody"] = {"required": operation.needs_body, "content": content}
     return found

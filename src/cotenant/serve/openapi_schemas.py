@@ -9,6 +9,7 @@ import msgspec
 
 from cotenant.serve.oip import OF_INPUT, OF_OUTPUT, OF_REQUEST
 from cotenant.serve.repository_routes import ControlRequest, IndexRequest
+from cotenant.serve.setting_routes import TRACE_OFF
 from cotenant.serve.shared_memory_routes import RegisterRequest
 from cotenant.serve.tensors import DTYPES
 
@@ -138,10 +139,7 @@ def _answers() -> dict[str, Schema]:
                 "log_format": {"const": "default"},
             },
         ),
-        "TraceSettings": {
-            "type": "object",
-            "additionalProperties": {"anyOf": [TEXT, listed(TEXT), {"type": "null"}]},
-        },
+        "TraceSettings": record({}, {name: {"enum": [off, None]} for name, off in TRACE_OFF.items()}),
     }
 
 

@@ -41,32 +41,29 @@ class SettingRoutes:
 
     def routes(self) -> list[Route]:
         """The routes."""
-        traced = ("/v2/trace/setting", "/v2/models/{model}/trace/setting")
+        both = ["GET", "POST"]
         return [
-            Route("/v2/logging", self.log_settings, methods=["GET"]),
-            Route("/v2/logging", self.change_log_settings, methods=["POST"]),
-            *(Route(path, self.trace_settings, methods=["GET"]) for path in traced),
-            *(Route(path, self.change_trace_settings, methods=["POST"]) for path in traced),
+            Route("/v2/logging", self.log_settings, methods=both),
+            Route("/v2/trace/setting", self.trace_settings, methods=both),
+            Route("/v2/models/{model}/trace/setting", self.trace_settings, methods=both),
         ]
 
-    async def log_settings(self, _: Request) -> Response:
-        """What is logged."""
-        return json_response(self._log.get())
-
-    async def change_log_settings(self, request: Request) -> Response:
-        """Change what is logged; answers with all settings."""
-        refuse_web_pages(request, "the log")
-        self._log.update(await read_json(request, _OBJECT, {}))
+    async def log_settings(self, request: Request) -> Response:
+        """What is logged; POST changes it first."""
+        if request.method == "POST":
+            refuse_web_pages(request, "the log")
+            self._log.update(await read_json(request, _OBJECT, {}))
         return json_response(self._log.get())
 
     async def trace_settings(self, request: Request) -> Response:
-        """Tracing is off."""
-        self._check_model(request)
+        """Tracing is off, and POST may say so. null leaves a setting to the server."""
+        if "model" in request.path_params:
+            find_model(self._client, request.path_params["model"], None)
+        if request.method == "POST":
+            await self._check_trace(request)
         return json_response(TRACE_OFF)
 
-    async def change_trace_settings(self, request: Request) -> Response:
-        """Leave tracing off; answers with all settings. null leaves a setting to the server."""
-        self._check_model(request)
+    async def _check_trace(self, request: Request) -> None:
         refuse_web_pages(request, "tracing")
         for name, value in (await read_json(request, _OBJECT, {})).items():
             if name not in TRACE_OFF:
@@ -77,8 +74,3 @@ class SettingRoutes:
                     f"{name}: this server writes no trace files, so trace_level is OFF and nothing else can "
                     "be set; GET /v2/requests/ID tells what became of a request",
                 )
-        return json_response(TRACE_OFF)
-
-    def _check_model(self, request: Request) -> None:
-        if "model" in request.path_params:
-            find_model(self._client, request.path_params["model"], None)
