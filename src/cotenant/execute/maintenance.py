@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from cotenant.cores import MAINTENANCE_NICENESS
 from cotenant.domain import Event, Maintain, MaintenanceDone, ModelMetadata, SoloProfile
 from cotenant.execute.lanes import LaneThread
 from cotenant.execute.memory import give_back
@@ -27,7 +28,10 @@ class Maintenance:
     ) -> None:
         self._load, self._unload, self._describe, self._post = load, unload, describe, post
         self._thread: LaneThread[Maintain] = LaneThread(
-            "cotenant-maintenance", cores, lambda _, action: self._do(action)
+            "cotenant-maintenance",
+            cores,
+            lambda _, action: self._do(action),
+            niceness=MAINTENANCE_NICENESS,
         )
         self._thread.start()
 

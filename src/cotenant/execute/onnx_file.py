@@ -9,6 +9,8 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 import onnx
 from onnx import TensorProto
 
+from cotenant.execute.onnx_header import without_weights
+
 
 def inside(path: Path, root: Path | None) -> Path:
     """The file with links followed. Raises ValueError when it is outside `root` or does not exist."""
@@ -21,9 +23,10 @@ def inside(path: Path, root: Path | None) -> Path:
 
 
 def parse(path: Path) -> onnx.ModelProto:
-    """Read the graph, not its external data. Raises ValueError with the reason when it cannot be read."""
+    """Read the graph, neither its external data nor the contents of its large initializers. Raises ValueError
+    with the reason when it cannot be read."""
     try:
-        model = onnx.load(str(path), load_external_data=False)
+        model = onnx.ModelProto.FromString(without_weights(path))
         if not model.graph.node and not model.graph.output:
             raise ValueError("it holds no graph")
         if any(not has_shape(value) for value in model.graph.output):
