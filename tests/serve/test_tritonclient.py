@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 from tool_environment import ROOT, real_server, tool_python
 
+from cotenant import zoo
+
 REQUIREMENTS = ROOT / "requirements" / "tritonclient.txt"
 CHECK = Path(__file__).with_name("triton_client_check.py")
 
@@ -22,6 +24,10 @@ source = "zoo:echo"
 slo_ms = 1000
 max_batch = 8
 labels = "labels.txt"
+
+[repository]
+path = "models"
+mode = "explicit"
 """
 LABELS = "".join(f"{n}\n" for n in (*range(15), "fifteen"))
 
@@ -35,6 +41,12 @@ def client_python() -> Path:
 def address(tmp_path: Path) -> Iterator[str]:
     """HOST:PORT of a real `cotenant serve`."""
     (tmp_path / "labels.txt").write_text(LABELS)
+    echo = zoo.build("echo").SerializeToString()
+    for version in ("1", "2"):
+        folder = tmp_path / "models" / "late" / version
+        folder.mkdir(parents=True)
+        (folder / "model.onnx").write_bytes(echo)
+    (tmp_path / "models" / "late" / "config.toml").write_text('versions = "all"\n')
     with real_server(CONFIG, tmp_path) as found:
         yield found
 

@@ -1,7 +1,8 @@
 """Asks a server everything through the stock `tritonclient[http]`: `python triton_client_check.py HOST:PORT`.
 
 Runs in an environment that has tritonclient and nothing of cotenant. The server must serve `echo` (FP32
-[-1, 16], `max_batch` 8). Prints one line per check and ends with `all N checks passed`, or with a traceback.
+[-1, 16], `max_batch` 8, labels) and have `late`, the same with versions 1 and 2, in an explicit repository.
+Prints one line per check and ends with `all N checks passed`, or with a traceback.
 """
 
 from __future__ import annotations
@@ -241,6 +242,27 @@ def tensors_may_lie_in_shared_memory(client: Client) -> None:
     finally:
         for handle in handles:
             shm.destroy_shared_memory_region(handle)
+
+
+@check
+def models_of_the_repository_are_loaded_and_unloaded(client: Client) -> None:
+    def states() -> set[tuple[str, str, str]]:
+        index = client.get_model_repository_index()
+        return {(found["name"], found["version"], found["state"]) for found in index}
+
+    assert not client.is_model_ready("late")
+    client.load_model("late")
+    assert states() >= {("late", "1", "READY"), ("late", "2", "READY"), ("echo", "1", "READY")}
+    assert client.is_model_ready("late", "2")
+    for version in ("1", "2"):
+        answer = client.infer("late", [echo_input()], model_version=version).get_response()
+        assert (answer["model_name"], answer["model_version"]) == ("late", version)
+    assert client.infer("late", [echo_input()]).get_response()["model_version"] == "2"
+    client.unload_model("late")
+    assert states() >= {("late", "1", "UNAVAILABLE"), ("late", "2", "UNAVAILABLE")}
+    refused("503", "unavailable", lambda: client.infer("late", [echo_input()]))
+    refused("404", "unknown model", lambda: client.load_model("nope"))
+    refused("400", "config", lambda: client.load_model("late", config="{}"))
 
 
 @check
