@@ -8,6 +8,7 @@ import pytest
 
 from cotenant.config import ConfigError, ServerConfig, load_scenario
 from cotenant.domain import JobClass
+from cotenant.experiment.load import replaying
 from cotenant.repository import Repository, StoredModel, VersionPolicy, stocked
 
 
@@ -200,3 +201,10 @@ def test_a_model_of_both_places_is_refused(tmp_path: Path, folder: Path) -> None
     text = '[repository]\npath = "models"\n[[model]]\nname = "m"\nsource = "zoo:echo"\n'
     with pytest.raises(ConfigError, match="'m' is also a model of the repository"):
         stocked(load_scenario(write(tmp_path / "server.toml", text)))
+
+
+def test_a_repository_alone_is_no_load(tmp_path: Path, folder: Path) -> None:
+    version(folder, "m", 1)
+    scenario = load_scenario(write(tmp_path / "server.toml", '[repository]\npath = "models"\n'))
+    with pytest.raises(ValueError, match=r"has no \[\[model\]\] to offer load to"):
+        replaying(scenario, None, None, None)

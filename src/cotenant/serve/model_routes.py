@@ -77,10 +77,10 @@ class ModelRoutes:
         return json_response({"live": True})
 
     async def ready(self, _: Request) -> Response:
-        """200 when requests are taken and no configured model is still loading. A model that failed to load
-        does not make the others unreachable."""
-        loading = any(status.state == "LOADING" for status in self._client.status())
-        ready = self._client.accepting() and not loading
+        """200 when requests are taken and a model is there to answer them, unless none is expected. One that
+        is being loaded, or failed to load, does not make the others unreachable."""
+        states = {status.state for status in self._client.status()}
+        ready = self._client.accepting() and ("READY" in states or "LOADING" not in states)
         return json_response({"ready": ready}, 200 if ready else 503)
 
     async def models(self, _: Request) -> Response:
