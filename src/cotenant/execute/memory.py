@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import ctypes
 import resource
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from cotenant.execute.lanes import LaneThread
 
 MIB = 1 << 20
 STATM = Path("/proc/self/statm")
@@ -25,17 +28,52 @@ def resident_bytes() -> int | None:
 
 
 def give_back() -> None:
-    """Return freed memory to the system, where the C library (glibc) would keep it. Takes milliseconds."""
+    """Return freed memory to the system, where the C library (glibc) would keep it. Takes milliseconds, in
+    which who allocates may have to wait."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
         trim(0)
 
 
+class HostMemory:
+    """Gives memory back from a thread that has the priority of its maker. The thread that loads models has
+    the lowest: it could be kept from its core while it holds the allocator's lock, and with it everybody
+    who allocates."""
+
+    def __init__(self, cores: frozenset[int]) -> None:
+        self._thread: LaneThread[threading.Event] = LaneThread(
+            "cotenant-memory", cores, lambda _, done: _give_back(done), niceness=0
+        )
+        self._thread.start()
+
+    def give_back(self) -> None:
+        """Returns when it is done."""
+        done = threading.Event()
+        self._thread.put(done)
+        done.wait()
+
+    def in_use(self) -> int | None:
+        """Memory that this process holds and needs (bytes); None where the system does not say."""
+        self.give_back()
+        return resident_bytes()
+
+    def stop(self) -> None:
+        """Nothing is given back any more; returns at once."""
+        self._thread.stop()
+
+
+def _give_back(done: threading.Event) -> None:
+    try:
+        give_back()
+    finally:
+        done.set()
+
+
 class MemoryBudget:
     """What the loaded models take, in bytes, against a limit. Not thread-safe: models load one by one."""
 
-    def __init__(self, limit: int | None = None, in_use: Callable[[], int | None] = resident_bytes) -> None:
-        """Without a `limit` everything fits. `in_use`: memory of the device that this process holds."""
+    def __init__(self, limit: int | None, in_use: Callable[[], int | None]) -> None:
+        """Without a `limit` everything fits. `in_use`: memory of the device that this process needs."""
         self._limit = limit
         self._in_use = in_use
         self._held: dict[str, int] = {}
@@ -52,10 +90,8 @@ class MemoryBudget:
         after, notes by how much the process has grown."""
         need = max(at_least, self._measured.get(name, 0))
         self._check(need)
-        give_back()
         before = self._in_use()
         yield
-        give_back()
         after = self._in_use()
         grown = 0 if before is None or after is None else after - before
         if name not in self._held:  # loaded anew, it grows by the difference only

@@ -35,7 +35,7 @@ from cotenant.domain import (
 from cotenant.execute.batch import Array, Batcher
 from cotenant.execute.lanes import LaneThread, lane_layout
 from cotenant.execute.maintenance import Loaded, Maintenance
-from cotenant.execute.memory import MemoryBudget
+from cotenant.execute.memory import HostMemory, MemoryBudget
 from cotenant.execute.model import example_inputs
 from cotenant.execute.onnx_session import LoadedModel, describe, open_session, warm, without_paths
 from cotenant.ports import LaneInfo, Sink, Tensors
@@ -114,11 +114,17 @@ class OnnxExecutor:
         self._jobs: dict[int, Job] = {}
         self._results: dict[int, Sequence[Tensors]] = {}
         self._closed = False
-        self._memory = MemoryBudget(memory_limit)
+        self._host = HostMemory(frozenset(self._cores))
+        self._memory = MemoryBudget(memory_limit, self._host.in_use)
         self._loading = threading.Lock()
         self._threads = [self._new_thread(lane) for lane in self.lanes]
         self._maintenance = Maintenance(
-            frozenset(self._cores), self._load_and_profile, self.unload, describe, self._post
+            frozenset(self._cores),
+            self._load_and_profile,
+            self.unload,
+            describe,
+            self._post,
+            self._host.give_back,
         )
 
     @property
@@ -221,6 +227,7 @@ class OnnxExecutor:
         for lane in self._threads:
             lane.join(CLOSE_WAIT_S)
         self._maintenance.join(CLOSE_WAIT_S)
+        self._host.stop()
 
     # --- in the lane ----------------------------------------------------------------------------------
 

@@ -26,7 +26,7 @@ from cotenant.domain import (
 )
 from cotenant.execute.lanes import lane_layout
 from cotenant.execute.maintenance import Loaded, Maintenance
-from cotenant.execute.memory import MemoryBudget, resident_bytes
+from cotenant.execute.memory import HostMemory, MemoryBudget
 from cotenant.execute.model import ModelSettings
 from cotenant.execute.torch.captures import check_memory
 from cotenant.execute.torch.cuda import CudaStream
@@ -113,14 +113,20 @@ class TorchExecutor:
         self._known: dict[str, tuple[Blueprint, ModelSettings]] = {}
         self._current: dict[int, CudaStream] = {}
         self._sink: Sink | None = None
-        self._memory = MemoryBudget(memory_limit, resident_bytes if on_cpu else self._reserved_bytes)
+        self._host = HostMemory(frozenset(self._cores))
+        self._memory = MemoryBudget(memory_limit, self._host.in_use if on_cpu else self._reserved_bytes)
         self._loading = threading.Lock()
         self._streams: list[CpuStream | CudaStream] = []
         self._device_clock = None if on_cpu else DeviceClock(clock, self._device)
         self._warming = self._warming_streams()
         self._pump = Pump(len(self.lanes), self._new_stream, clock)
         self._maintenance = Maintenance(
-            frozenset(self._cores), self._load_and_profile, self.unload, describe, self._post
+            frozenset(self._cores),
+            self._load_and_profile,
+            self.unload,
+            describe,
+            self._post,
+            self._host.give_back,
         )
 
     def _new_stream(self, lane: int) -> Stream:
@@ -267,6 +273,7 @@ class TorchExecutor:
         for stream in self._streams:
             stream.join(CLOSE_WAIT_S)
         self._maintenance.join(CLOSE_WAIT_S)
+        self._host.stop()
 
     # --- maintenance ----------------------------------------------------------------------------------
 
