@@ -18,13 +18,14 @@ from typing import Any
 
 from cotenant import control
 from cotenant.clock import MonotonicClock
-from cotenant.config import ServerConfig
+from cotenant.config import Scenario
 from cotenant.engine_client import EngineClient, EngineDownError
 from cotenant.launch import FrontSettings, decode
 from cotenant.remote_link import RemoteLink
 from cotenant.serve.access_log import AccessLog, Application
 from cotenant.serve.http import ServeConfig, make_app
 from cotenant.serve.server import serve_on
+from cotenant.serve.shared_memory import Regions, regions_of
 from cotenant.serve.traced import Traced
 from cotenant.telemetry.logs import Logger, logging_to
 from cotenant.telemetry.tracing import traces
@@ -40,11 +41,15 @@ GC_THRESHOLDS = (5_000, 20, 50)
 DRAIN_LIMIT_S = 2
 
 
-def serve_config(settings: ServerConfig) -> ServeConfig:
+def serve_config(scenario: Scenario) -> ServeConfig:
     """The front end's part of a configuration."""
+    settings, repository = scenario.server, scenario.repository
+    explicit = repository is not None and repository.mode == "explicit"
     return ServeConfig(
         max_body_bytes=settings.max_body_mib << 20,
-        allow_model_control=settings.allow_model_control,
+        allow_model_control=settings.allow_model_control or explicit,
+        repository=repository is not None,
+        shared_memory=settings.shared_memory,
         access_log=settings.access_log,
         log_format=settings.log_format,
         log_level=settings.log_level,
@@ -105,15 +110,17 @@ class Watched:
 
 @asynccontextmanager
 async def grpc_beside(
-    client: EngineClient, config: ServeConfig, host: str, port: int | None
+    client: EngineClient, config: ServeConfig, host: str, port: int | None, regions: Regions | None
 ) -> AsyncIterator[None]:
-    """gRPC on `port` (0: any that is free; None: none) while the context lasts. The log says where."""
+    """gRPC on `port` (0: any that is free; None: none) while the context lasts. The log says where.
+    `regions`: shared memory that HTTP has a part in."""
     if port is None:
         yield
         return
     from cotenant.serve.grpc.server import serving_grpc  # a server without gRPC does not load it
 
-    async with serving_grpc(client, config, host, port, drain_limit_s=DRAIN_LIMIT_S) as bound_port:
+    serving = serving_grpc(client, config, host, port, regions=regions, drain_limit_s=DRAIN_LIMIT_S)
+    async with serving as bound_port:
         url = f"grpc://{host}:{bound_port}"
         _LOG.info("grpc.listening", f"serving {url}", url=url)
         yield
@@ -132,10 +139,12 @@ async def serve_front(
     gc.freeze()
     gc.set_threshold(*GC_THRESHOLDS)
     client = EngineClient(link)
-    watched = Watched(make_app(client, FrontPage(link), config, client.answered), client, config)
+    regions = regions_of(config)
+    app = make_app(client, FrontPage(link), config, client.answered, regions)
+    watched = Watched(app, client, config)
     host, port = grpc_at or ("", None)
     try:
-        async with grpc_beside(client, config, host, port):
+        async with grpc_beside(client, config, host, port, regions):
             await serve_on(watched.app, listener, on_listening, shutdown, drain_limit_s=DRAIN_LIMIT_S)
     finally:
         await watched.close()

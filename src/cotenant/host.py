@@ -19,8 +19,10 @@ from cotenant.observing import Observing
 from cotenant.ports import Observer
 from cotenant.predictors import Served
 from cotenant.reload import Reloader
+from cotenant.repository_control import control_of
 from cotenant.serve.http import make_app
 from cotenant.serve.server import serve_http
+from cotenant.serve.shared_memory import regions_of
 from cotenant.stopping import StopSignals
 from cotenant.telemetry.logs import Logger
 
@@ -85,9 +87,11 @@ async def serve(
     )
     observing.metrics.watch(engine)
     engine.start()
-    client = EngineClient(LocalLink(engine, clock, observing.metrics.render))
-    serving = serve_config(settings)
-    app = make_app(client, EnginePage(client), serving, client.answered)
+    control = control_of(engine, prepared.scenario, prepared.stamps, prepared.configured)
+    client = EngineClient(LocalLink(engine, clock, observing.metrics.render, control))
+    serving = serve_config(prepared.scenario)
+    regions = regions_of(serving)
+    app = make_app(client, EnginePage(client), serving, client.answered, regions)
     watched = Watched(app, client, serving)
     shutdown = asyncio.Event()
     signals = StopSignals(told)
@@ -117,13 +121,17 @@ async def serve(
     stopper = asyncio.create_task(stop_when_told())
     try:
         async with AsyncExitStack() as stack:
-            await stack.enter_async_context(grpc_beside(client, serving, config.host, config.grpc_port))
+            await stack.enter_async_context(
+                grpc_beside(client, serving, config.host, config.grpc_port, regions)
+            )
             await serve_http(
                 watched.app, config.host, config.http_port, ready, shutdown, drain_limit_s=DRAIN_LIMIT_S
             )
     finally:
         stopper.cancel()
         await watched.close()
+        if control is not None:
+            control.stop()
         engine.stop()
         observing.close()
         _LOG.info("server.stopped", "stopped")

@@ -116,12 +116,13 @@ class OnnxRuntime:
         lanes = cpu_lanes(scenario)
         self.device = cpu_fingerprint(lanes, len(available_cores()))
         self._source = OnnxModels(scenario, where, self.device, user)
-        self.executor = OnnxExecutor(MonotonicClock(), lanes, self._source)
+        limit = scenario.device.memory_limit
+        self.executor = OnnxExecutor(MonotonicClock(), lanes, self._source, limit)
         self._paths: dict[str, Path] = {}
 
     def load(self, model: ModelConfig) -> tuple[ModelMetadata, str]:
-        metadata, made_of = self._source.find(model.name)
-        self.executor.load(metadata, made_of)
+        metadata, made_of = self._source.look(model)
+        metadata = self.executor.load(metadata, made_of)
         if isinstance(made_of, Path):
             self._paths[metadata.name] = made_of
         return metadata, self._source.hash(made_of)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Protocol
 
+import orjson
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -15,14 +17,20 @@ from cotenant.engine_client import EngineClient, EngineDownError
 from cotenant.serve.dataplane import UNAVAILABLE, error_answer
 from cotenant.serve.errors import BadRequest
 from cotenant.serve.infer_route import InferRoute, OnSent, Receive, Scope, Send
+from cotenant.serve.log_settings import LogSettings
 from cotenant.serve.model_routes import ModelRoutes
+from cotenant.serve.openapi import document
 from cotenant.serve.repository_routes import RepositoryRoutes
+from cotenant.serve.setting_routes import SettingRoutes
 from cotenant.serve.settings import ServeConfig
+from cotenant.serve.shared_memory import Regions, regions_of
+from cotenant.serve.shared_memory_routes import SharedMemoryRoutes
 
 __all__ = ["App", "MetricsPage", "ServeConfig", "make_app"]
 
 GREETING = """{name} {version}: models that share a device and keep their deadlines.
 GET /v2  GET /v2/models  POST /v2/models/MODEL/infer  GET /v2/requests/ID  GET /metrics
+GET /v2/openapi.json describes every page.
 """
 
 
@@ -59,14 +67,22 @@ class App:
 
 
 def make_app(
-    client: EngineClient, metrics: MetricsPage | None, config: ServeConfig, on_sent: OnSent | None = None
+    client: EngineClient,
+    metrics: MetricsPage | None,
+    config: ServeConfig,
+    on_sent: OnSent | None = None,
+    regions: Regions | None = None,
 ) -> App:
     """The HTTP front end of one engine; without `metrics`, `/metrics` is unknown. `on_sent` is told how long
-    answering took."""
+    answering took. `regions`: shared memory that another protocol has a part in; by default its own."""
+    regions = regions or regions_of(config)
     routes = [
         Route("/", _greeting(config), methods=["GET"]),
         *ModelRoutes(client, config).routes(),
         *RepositoryRoutes(client, config).routes(),
+        *SharedMemoryRoutes(regions).routes(),
+        Route("/v2/openapi.json", _openapi(config), methods=["GET"]),
+        *SettingRoutes(client, LogSettings(logging.getLogger("cotenant"))).routes(),
         *_metrics_routes(metrics),
     ]
     rest = Starlette(
@@ -79,7 +95,7 @@ def make_app(
         },
     )
     rest.router.redirect_slashes = False
-    return App(InferRoute(client, config, on_sent), rest, client)
+    return App(InferRoute(client, config, on_sent, regions), rest, client)
 
 
 def _greeting(config: ServeConfig) -> Callable[[Request], Awaitable[Response]]:
@@ -89,6 +105,15 @@ def _greeting(config: ServeConfig) -> Callable[[Request], Awaitable[Response]]:
         return PlainTextResponse(text)
 
     return greeting
+
+
+def _openapi(config: ServeConfig) -> Callable[[Request], Awaitable[Response]]:
+    text = orjson.dumps(document(config.version))
+
+    async def page(_: Request) -> Response:
+        return Response(text, media_type="application/json")
+
+    return page
 
 
 def _metrics_routes(metrics: MetricsPage | None) -> Sequence[Route]:

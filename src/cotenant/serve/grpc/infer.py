@@ -22,6 +22,7 @@ from cotenant.serve.grpc.settings import GrpcConfig
 from cotenant.serve.grpc.settling import Asked, Settled, Settler
 from cotenant.serve.grpc.status import code_of, details_of, failed_on_stream, trailing_metadata
 from cotenant.serve.settings import ServeConfig
+from cotenant.serve.shared_memory import Regions
 
 
 class Budgets(Struct, frozen=True):
@@ -44,9 +45,11 @@ def budgets_of(metadata: Iterable[tuple[str, str | bytes]]) -> Budgets:
 class InferRpcs:
     """The two methods that infer."""
 
-    def __init__(self, client: EngineClient, config: ServeConfig, grpc_config: GrpcConfig) -> None:
+    def __init__(
+        self, client: EngineClient, config: ServeConfig, grpc_config: GrpcConfig, regions: Regions | None
+    ) -> None:
         self._client = client
-        self._settler = Settler(client, config)
+        self._settler = Settler(client, config, regions)
         self._max_in_flight = grpc_config.max_in_flight_per_stream
 
     async def unary(self, body: bytes, context: Any, arrived_at: int, budgets: Budgets) -> bytes:

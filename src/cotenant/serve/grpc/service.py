@@ -25,6 +25,7 @@ from cotenant.serve.grpc.settings import GrpcConfig
 from cotenant.serve.grpc.settling import parse
 from cotenant.serve.grpc.status import INTERNAL, code_of, details_of, told_of
 from cotenant.serve.settings import ServeConfig
+from cotenant.serve.shared_memory import Regions
 
 log = logging.getLogger(__name__)
 
@@ -39,11 +40,18 @@ Handler = Any
 class Service:
     """Finds the handler of a call; a `grpc.GenericRpcHandler`."""
 
-    def __init__(self, client: EngineClient, config: ServeConfig, grpc_config: GrpcConfig) -> None:
+    def __init__(
+        self,
+        client: EngineClient,
+        config: ServeConfig,
+        grpc_config: GrpcConfig,
+        regions: Regions | None = None,
+    ) -> None:
+        """`regions`: where shared memory is registered, None where it is turned off."""
         self._now = client.now
-        self._infer = InferRpcs(client, config, grpc_config)
+        self._infer = InferRpcs(client, config, grpc_config, regions)
         self._others: Mapping[str, Handler] = {
-            **_control_handlers(ControlRpcs(client, config)),
+            **_control_handlers(ControlRpcs(client, config, regions)),
             **_health_handlers(Health(client, grpc_config.health_watch_s)),
             **_reflection_handlers(Reflection()),
         }

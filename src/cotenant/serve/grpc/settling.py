@@ -26,8 +26,9 @@ from cotenant.serve.grpc.reading import MessageData, request_of
 from cotenant.serve.grpc.status import INTERNAL, describe, told_of
 from cotenant.serve.grpc.wire import check_parts, malformed
 from cotenant.serve.grpc.writing import all_raw, write
-from cotenant.serve.oip import Inference
+from cotenant.serve.oip import REGION, Inference
 from cotenant.serve.settings import ServeConfig
+from cotenant.serve.shared_memory import Regions
 
 log = logging.getLogger(__name__)
 
@@ -71,10 +72,12 @@ def parse(kind: type[M], body: bytes) -> M:
 class Settler:
     """Settles inferences; holds the decoders of the loaded models."""
 
-    def __init__(self, client: EngineClient, config: ServeConfig) -> None:
+    def __init__(self, client: EngineClient, config: ServeConfig, regions: Regions | None) -> None:
+        """`regions`: the shared memory that requests may refer to, where that is allowed."""
         self._client = client
         self._config = config
-        self._codecs = ModelCodecs()
+        self._regions = regions
+        self._codecs = ModelCodecs(client.metadata)
         self._pool = ThreadPoolExecutor(config.n_json_threads, thread_name_prefix="cotenant-grpc")
         self.times = AnswerTimes()
         """Tell it when an answer has been sent."""
@@ -129,9 +132,14 @@ class Settler:
         n_slow = codec.slow_bytes(asked.body, len(asked.body) - data.raw_bytes)
 
         def decode() -> Inference:
-            return codec.inference(request_of(message), data, in_binary=True)
+            return codec.inference(request_of(message), data, self._regions, in_binary=True)
 
-        return await self._in_thread(decode) if n_slow > self._config.large_json_bytes else decode()
+        slow = n_slow > self._config.large_json_bytes or self._is_shared(asked.body)
+        return await self._in_thread(decode) if slow else decode()
+
+    def _is_shared(self, body: bytes) -> bool:
+        """Whether a request refers to shared memory, which may be large whatever the message is."""
+        return self._regions is not None and REGION.encode() in body
 
     def _check_size(self, answer: bytes) -> None:
         limit = self._config.max_body_bytes
