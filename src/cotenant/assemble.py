@@ -27,6 +27,7 @@ from cotenant.engine import Engine
 from cotenant.execute.model import example_inputs
 from cotenant.execute.onnx_model import inspect
 from cotenant.execute.python_metadata import example_of
+from cotenant.labels import labelled
 from cotenant.ports import Executor, LaneInfo, Learner, Observer, Predictor, Screened, Tensors
 from cotenant.predictors import Measured, Served, make_load_meter, make_predictor, unfitted
 from cotenant.profile.demand import feature_table
@@ -46,6 +47,7 @@ from cotenant.profile.records import (
 )
 from cotenant.profile.store import ProfileStore
 from cotenant.redact import without_paths
+from cotenant.repository import Stamp, stocked
 from cotenant.runtimes import Runtime, cpu_lanes, is_torch, open_runtime
 from cotenant.schedule.policies import make_policy
 from cotenant.schedule.policy import Policy
@@ -65,7 +67,8 @@ def no_progress(what: str, done: int, total: int) -> None:
 @dataclass(slots=True, kw_only=True)
 class Prepared:
     """A device with its models loaded and profiled. `pairs`, `overhead_ns` (turnaround of a lane): what
-    `cotenant profile --corun` measured, none and 0 before."""
+    `cotenant profile --corun` measured, none and 0 before. `stamps`: of the models of a repository that were
+    to be loaded."""
 
     scenario: Scenario
     runtime: Runtime
@@ -80,6 +83,11 @@ class Prepared:
     overhead_ns: int = 0
     user: UserModels
     failed: dict[str, str] = field(default_factory=dict)
+    stamps: Mapping[str, Stamp] = field(default_factory=dict)
+
+    def configured(self) -> set[str]:
+        """Names of the models that the configuration itself has tables of, as it was last read."""
+        return {model.name for model in self.scenario.models if "@" not in model.name}
 
     @property
     def specs(self) -> list[ModelSpec]:
@@ -103,12 +111,15 @@ def prepare(
     budget: Budget | None = None,
     user: UserModels | None = None,
 ) -> Prepared:
-    """Load every model of the scenario and profile what was not profiled on this device before.
+    """Load every model of the scenario, and of its repository, and profile what was not profiled on this
+    device before.
 
     Blocks for seconds. A model that cannot be loaded is left out, with the reason in `failed`; when none can
-    be loaded the first reason is raised. `user`: Python models that the scenario's sources stand for."""
+    be loaded the first reason is raised, unless a repository may bring others. `user`: Python models that
+    the scenario's sources stand for."""
     user = user or UserModels(scenario.folder)
-    scenario = user.completed(scenario)
+    stock = stocked(user.completed(scenario))
+    scenario = stock.scenario
     runtime = open_runtime(scenario, where, user)
     executor = runtime.executor
     prepared = Prepared(
@@ -120,11 +131,14 @@ def prepare(
         sources={},
         profiles=StoredProfiles([], []),
         user=user,
+        failed=dict(stock.failed),
+        stamps=stock.stamps,
     )
     for i, model in enumerate(scenario.models):
         progress(f"loading {model.name}", i, len(scenario.models))
         try:
             metadata, source = runtime.load(model)
+            metadata = labelled(metadata, model.labels)
         except ValueError as error:
             prepared.failed[model.name] = str(error)
             continue
@@ -132,8 +146,7 @@ def prepare(
         prepared.sources[model.name] = source
         prepared.insides[model.name] = runtime.inside(metadata)
     try:
-        if not prepared.metadata:
-            raise ConfigError(next(iter(prepared.failed.values())))
+        _require_models(prepared)
         _profile(prepared, where, progress, budget or Budget())
     except BaseException:
         executor.close()
@@ -167,8 +180,12 @@ def _profile(prepared: Prepared, where: Places, progress: Progress, budget: Budg
                 del prepared.metadata[subject.spec.name]
                 continue
             prepared.profiles.add(subject.spec, found.records)
-        if not prepared.metadata:
-            raise ConfigError(next(iter(prepared.failed.values())))
+        _require_models(prepared)
+
+
+def _require_models(prepared: Prepared) -> None:
+    if not prepared.metadata and prepared.scenario.repository is None:
+        raise ConfigError(next(iter(prepared.failed.values())))
 
 
 def subjects_of(prepared: Prepared) -> list[Subject]:

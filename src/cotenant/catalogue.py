@@ -18,9 +18,11 @@ from cotenant.execute.onnx_model import inspect
 from cotenant.execute.onnx_session import describe
 from cotenant.execute.python import PythonSource
 from cotenant.execute.python_metadata import metadata_of as python_metadata
+from cotenant.labels import labelled
 from cotenant.profile.measure import quick_profile
 from cotenant.profile.records import DeviceFingerprint, StoredProfiles, source_hash
 from cotenant.profile.store import ProfileStore
+from cotenant.repository import repository_of
 from cotenant.user_models import UserModels
 
 
@@ -139,6 +141,7 @@ class ConfiguredModels:
         self._scenario = scenario
         self._where = where
         self._device = device
+        self._repository = repository_of(scenario)
 
     def profiles(
         self, metadata: ModelMetadata, source: str, run: Callable[[Variant], int]
@@ -155,14 +158,18 @@ class ConfiguredModels:
         ]
         table = StoredProfiles([metadata.spec], [])
         table.renew(metadata.spec, profiles)
-        return settled(metadata, self.model(metadata.name), table), profiles
+        model = self.model(metadata.name)
+        return settled(labelled(metadata, model.labels), model, table), profiles
 
     def reconfigure(self, scenario: Scenario) -> None:
         """From now on models are those of this scenario."""
         self._scenario = scenario
 
     def model(self, name: str) -> ModelConfig:
-        """The configuration of a model. Raises ValueError when there is none."""
+        """The configuration of a model, of one in a repository as it is there now. Raises ValueError when
+        there is none."""
+        if "@" in name and self._repository is not None:
+            return self._repository.model(name)
         try:
             return self._scenario.model(name)
         except StopIteration:

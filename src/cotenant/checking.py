@@ -21,7 +21,9 @@ from cotenant.config_problems import Problem, problem_at, read_all
 from cotenant.cores import available_cores
 from cotenant.domain import ModelMetadata
 from cotenant.execute.onnx_file import parse
+from cotenant.labels import labelled
 from cotenant.profile.records import cpu_fingerprint
+from cotenant.repository import repository_of, stocked
 from cotenant.runtimes import cpu_lanes, family
 from cotenant.user_models import UserModels
 
@@ -47,7 +49,7 @@ def check(path: Path, where: Places, address: Address) -> tuple[Scenario | None,
     if scenario is None:
         return None, problems
     text = path.read_text(encoding="utf-8")
-    bad = {problem.where.rpartition(" ")[0] for problem in problems if problem.where.endswith(" source")}
+    bad = {p.where.rpartition(" ")[0] for p in problems if p.where.endswith((" source", " path"))}
     found = [*_models(scenario, where, bad), *_server(scenario, address), *_store(where)]
     problems += [problem_at(path, text, place, message) for place, message in found]
     return scenario, sorted(problems, key=lambda problem: problem.line or 0)
@@ -75,7 +77,7 @@ def _models(scenario: Scenario, where: Places, bad: set[str]) -> Found:
     if torch:
         yield from _torch_models(scenario)
         return
-    n_sessions, bytes_needed = _n_sessions(scenario), 0
+    files: list[Path] = []
     device = cpu_fingerprint(cpu_lanes(scenario), len(available_cores()))
     models = OnnxModels(scenario, where, device, user)
     for model in scenario.models:
@@ -90,10 +92,44 @@ def _models(scenario: Scenario, where: Places, bad: set[str]) -> Found:
             yield f"{place} source", str(error)
             continue
         if isinstance(made_of, Path):
-            bytes_needed += n_sessions * _n_bytes(made_of)
+            files.append(made_of)
         yield from _shapes(place, model, metadata)
-    yield from _memory(bytes_needed)
+        try:
+            labelled(metadata, model.labels)
+        except ValueError as error:
+            yield f"{place} labels", f"{place} {error}"
+    if "[repository]" not in bad:
+        yield from _repository(scenario, models, files)
+    yield from _memory(scenario, _n_sessions(scenario) * sum(map(_n_bytes, files)))
     yield from _traces(scenario)
+
+
+def _repository(scenario: Scenario, models: OnnxModels, files: list[Path]) -> Found:
+    """What is wrong with a repository, and with the models that it has for the start, whose files are added
+    to `files`."""
+    repository, place = repository_of(scenario), "[repository] path"
+    if repository is None:
+        return
+    try:
+        stock = stocked(scenario)
+        found = dict(repository.scan())
+    except ConfigError as error:
+        yield error.where or place, str(error)
+        return
+    for name, reason in stock.failed.items():
+        yield place if name in found else "[repository] load", reason
+    for name, model in found.items():
+        if isinstance(model, ConfigError) and name not in stock.failed:
+            yield place, str(model)
+    for table in stock.scenario.models[len(scenario.models) :]:
+        try:
+            metadata, made_of = models.look(table)
+            labelled(metadata, table.labels)
+        except (ValueError, OSError) as error:
+            yield place, f"{place}: model {table.name!r}: {error}"
+            continue
+        assert isinstance(made_of, Path)
+        files.append(made_of)
 
 
 def _shapes(place: str, model: ModelConfig, metadata: ModelMetadata) -> Found:
@@ -152,10 +188,14 @@ def _n_bytes(path: Path) -> int:
     return sum(file.stat().st_size for file in files if file.is_file())
 
 
-def _memory(bytes_needed: int) -> Found:
-    available = available_bytes()
+def _memory(scenario: Scenario, bytes_needed: int) -> Found:
+    """`bytes_needed`: of the models that are loaded at the start."""
+    limit, available, needed_mib = scenario.device.memory_limit, available_bytes(), bytes_needed >> 20
+    if limit is not None and bytes_needed > limit:
+        place = "[device] memory_mib"
+        yield place, f"{place} is {limit >> 20}, but the weights alone take {needed_mib} MiB"
     if available is not None and bytes_needed > available:
-        needed_mib, available_mib = bytes_needed >> 20, available >> 20
+        available_mib = available >> 20
         yield "", f"the weights alone take {needed_mib} MiB of memory; {available_mib} MiB are available"
 
 

@@ -92,6 +92,11 @@ def serve(
                 raise ConfigError("--http-workers needs the engine in a process of its own")
             _serve_in_process(scenario, host, http_port, grpc_port, policy, record, record_mb, store)
             return
+        if (http_workers or 1) > 1 and settings.shared_memory:
+            raise ConfigError(
+                "--http-workers above 1 does not go with shared_memory = true: a region is registered with "
+                "one process"
+            )
         from cotenant.split_host import SplitConfig, serve_split
 
         config = SplitConfig(

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from cotenant.domain import JobClass
+from cotenant.labels import ALL
 from cotenant.serve.settings import FrontDoor
 from cotenant.serve.settings import complaints as door_complaints
 from cotenant.telemetry.logs import FORMATS as LOG_FORMATS
@@ -24,6 +25,7 @@ __all__ = ["ConfigError", "load_scenario", "scenario_from_model"]
 NAME = re.compile(r"[A-Za-z0-9._-]+\Z")
 CLASSES = {job_class.name.lower(): job_class for job_class in JobClass}
 KINDS = ("cpu", "twin", "cuda")
+REPOSITORY_MODES = ("none", "explicit", "poll")
 SCHEMES = ("zoo", "torch", "kernels")
 ARCHIVE = ".pt2"
 """Suffix of `torch.export` archives."""
@@ -62,6 +64,14 @@ class DeviceConfig:
     """Device that a twin stands for: v100, a100, h100, h200, l4."""
     lanes: int = 0
     """Most lanes that a policy may use; 0: the device's default."""
+    memory_mib: int = 0
+    """Memory (MiB) that the loaded models may take on the device together, 0: no limit. On the CPU it is the
+    growth of this process; a model that would not fit is not loaded."""
+
+    @property
+    def memory_limit(self) -> int | None:
+        """The same in bytes; None: no limit."""
+        return self.memory_mib << 20 or None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,6 +84,8 @@ class ServerConfig(FrontDoor):
     """Largest request body, MiB."""
     allow_model_control: bool = False
     """Whether models may be loaded and unloaded over the API."""
+    shared_memory: bool = False
+    """Whether clients on this machine may hand tensors over in system shared memory (files of /dev/shm)."""
     allow_code: bool = False
     """Whether sources that can carry code (`module:factory`) are accepted."""
     event_log: bool = False
@@ -96,6 +108,21 @@ class ServerConfig(FrontDoor):
     engine_silence_s: float = 60.0
     """Seconds for which an engine process may not answer before it counts as hanging and is started anew; 0:
     for ever."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RepositoryConfig:
+    """The `[repository]` table: models that lie in a folder, FOLDER/MODEL/VERSION/model.onnx."""
+
+    path: str = ""
+    """The folder, inside the config's own."""
+    mode: str = "none"
+    """`none`: all models are loaded at the start and stay as they are; `explicit`: those in `load` are, and
+    clients load and unload over the API; `poll`: all are, and follow what becomes of the folder."""
+    poll_s: float = 15.0
+    """Seconds after which the folder is looked at again (not with `none`)."""
+    load: tuple[str, ...] = ()
+    """`explicit`: models to load at the start."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,6 +157,9 @@ class ModelConfig(TrafficShape):
     """Rows per request that a load generator sends."""
     buckets: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     """Ascending declared sizes of dynamic axes other than the batch."""
+    labels: Mapping[str, Path] = field(default_factory=dict)
+    """File with one label per line for the elements of the outputs, or a table of such files by output:
+    answers of the classification extension then name them. Inside the config's folder."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -150,6 +180,7 @@ class Scenario:
     server: ServerConfig = ServerConfig()
     models: tuple[ModelConfig, ...] = ()
     phases: tuple[Phase, ...] = ()
+    repository: RepositoryConfig | None = None
     arrivals_file: Path | None = None
     """No key of the file: replay these requests instead of drawing any (`--arrivals-in`)."""
 
@@ -193,6 +224,11 @@ def scenario_from_table(path: Path, raw: dict[str, Any]) -> Scenario:
     return _Reader(path).scenario(raw)
 
 
+def model_from_table(path: Path, table: dict[str, Any], server: ServerConfig) -> ModelConfig:
+    """A model from a table with the keys of `[[model]]`, read from the file `path`. Raises ConfigError."""
+    return _Reader(path)._model(table, 0, server)
+
+
 def scenario_from_model(path: Path, slo_ms: float | None) -> Scenario:
     """What `cotenant serve MODEL.onnx --slo-ms 50` means."""
     name = re.sub(r"[^A-Za-z0-9._-]", "_", path.stem) or "model"
@@ -205,7 +241,7 @@ class _Reader(TomlChecks):
     """Reads one file."""
 
     def scenario(self, raw: dict[str, Any]) -> Scenario:
-        self._known(raw, ("load", "device", "server", "model", "phase"), "the file")
+        self._known(raw, ("load", "device", "server", "repository", "model", "phase"), "the file")
         load = self._table(LoadConfig, raw.get("load", {}), "[load]")
         device = self._table(DeviceConfig, raw.get("device", {}), "[device]")
         server = self._table(ServerConfig, raw.get("server", {}), "[server]")
@@ -219,19 +255,41 @@ class _Reader(TomlChecks):
         self._choice(device.kind, KINDS, "[device] kind")
         self._processes(server)
         self._check(0 <= device.lanes <= 64, "[device] lanes", "must be from 1 to 64 (0: the default)")
+        self._check(device.memory_mib >= 0, "[device] memory_mib", "must be 0 or more")
+        repository = self._repository(raw["repository"]) if "repository" in raw else None
         models = tuple(self._model(entry, i, server) for i, entry in enumerate(self._list(raw, "model")))
-        self._check(bool(models), "[[model]]", "needs at least one model")
+        self._check(bool(models) or repository, "[[model]]", "needs at least one model, or a [repository]")
         names = [model.name for model in models]
         for name in names:
             self._check(names.count(name) == 1, f"[[model]] {name!r}", "is named twice")
         models = self._popularity(load, models, raw)
         phases = tuple(self._phase(entry, i, names) for i, entry in enumerate(self._list(raw, "phase")))
         scenario = Scenario(
-            path=self._path.resolve(), load=load, device=device, server=server, models=models, phases=phases
+            path=self._path.resolve(),
+            load=load,
+            device=device,
+            server=server,
+            models=models,
+            phases=phases,
+            repository=repository,
         )
         for model, entry in zip(models, self._list(raw, "model"), strict=True):
             self._traffic(scenario, model, set(entry))
         return scenario
+
+    def _repository(self, raw: Any) -> RepositoryConfig:
+        table = dict(raw) if isinstance(raw, dict) else raw
+        names = table.pop("load", []) if isinstance(table, dict) else []
+        found = self._table(RepositoryConfig, table, "[repository]")
+        good = isinstance(names, list) and all(isinstance(name, str) and NAME.match(name) for name in names)
+        self._check(good, "[repository] load", "must be a list of names of models")
+        self._choice(found.mode, REPOSITORY_MODES, "[repository] mode")
+        self._check(not names or found.mode == "explicit", "[repository] load", 'goes with mode = "explicit"')
+        self._check(found.poll_s > 0, "[repository] poll_s", "must be greater than 0")
+        self._check(found.path, "[repository] path", "is needed: the folder of the models")
+        folder = self.inside(found.path, "[repository] path")
+        self._check(folder.is_dir(), "[repository] path", f"names no folder: {folder}")
+        return replace(found, load=tuple(names))
 
     def _model(self, raw: Any, index: int, server: ServerConfig) -> ModelConfig:
         where = f"[[model]] {index + 1}"
@@ -242,10 +300,11 @@ class _Reader(TomlChecks):
         known = [f.name for f in fields(ModelConfig) if f.name != "job_class"] + ["class"]
         self._known(entry, known, where)
         buckets = self._buckets(entry.pop("buckets", {}), where)
+        labels = self._labels(entry.pop("labels", {}), where)
         job_class = entry.pop("class", None)
         for key in ("name", "source"):
             self._check(key in entry, where, f"needs the key {key!r}")
-        model = self._table(ModelConfig, {**entry, "buckets": buckets}, where)
+        model = self._table(ModelConfig, {**entry, "buckets": buckets, "labels": labels}, where)
         self._check(
             bool(NAME.match(model.name)) and model.name not in (".", ".."),
             f"{where} name",
@@ -277,6 +336,11 @@ class _Reader(TomlChecks):
             "above 1 does not go with in_process = true",
         )
         self._check(server.engine_silence_s >= 0, "[server] engine_silence_s", "must be 0 or more")
+        self._check(
+            server.http_workers == 1 or not server.shared_memory,
+            here,
+            "above 1 does not go with shared_memory = true: a region is registered with one process",
+        )
         least = 2 * server.max_body_mib
         self._check(
             server.shared_memory_mib == 0 or server.shared_memory_mib >= least,
@@ -391,6 +455,13 @@ class _Reader(TomlChecks):
             self._check(sizes == sorted(set(sizes)), here, "must be ascending, without repeats")
             result[axis] = tuple(sizes)
         return result
+
+    def _labels(self, raw: Any, where: str) -> dict[str, Path]:
+        files = {ALL: raw} if isinstance(raw, str) else raw
+        here = f"{where} labels"
+        good = isinstance(files, dict) and all(isinstance(file, str) for file in files.values())
+        self._check(good, here, "must be the name of a file, or a table of such names by output")
+        return {output: self.inside(file, here) for output, file in files.items()}
 
 
 def holds_weights(source: str) -> bool:

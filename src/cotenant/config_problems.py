@@ -168,7 +168,7 @@ def _repair_phase(raw: dict[str, Any], name: str, key: str | None) -> bool:
     return changed
 
 
-STAND_INS: dict[str, Any] = {"slo_ms": 1000.0, "source": "zoo:echo", "at_s": 0}
+STAND_INS: dict[str, Any] = {"slo_ms": 1000.0, "source": "zoo:echo", "at_s": 0, "path": "."}
 """What stands for a key that others need."""
 
 
@@ -176,9 +176,9 @@ def _without(table: Any, key: str, meant: str | None) -> bool:
     """Take a key out of a table: an unknown one takes its right name, one that others need a value that will
     do."""
     key = key.partition(".")[0]
-    if not isinstance(table, dict) or key not in table:
+    if not isinstance(table, dict) or (key not in table and key not in STAND_INS):
         return False
-    value = table.pop(key)
+    value = table.pop(key, None)
     if meant is not None and meant not in table:
         table[meant] = value
     elif key in STAND_INS and value != STAND_INS[key]:

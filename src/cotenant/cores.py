@@ -12,6 +12,9 @@ from contextlib import contextmanager, suppress
 PR_SET_TIMERSLACK = 29
 LANE_NICENESS = 10
 """Nice value of lane threads (0 is that of everything else)."""
+MAINTENANCE_NICENESS = 19
+"""Of the thread that loads models beside lanes that serve. Not idle priority: it needs the interpreter now
+and then, and who holds that must get to let it go."""
 
 
 def available_cores() -> tuple[int, ...]:
@@ -45,13 +48,13 @@ def pinned(cores: frozenset[int]) -> Iterator[None]:
         os.sched_setaffinity(0, before)
 
 
-def yield_to_others() -> None:
+def yield_to_others(niceness: int = LANE_NICENESS) -> None:
     """Give the calling thread a lower priority than the threads that decide and answer. They need little
     time but need it at once; a lane that ran level with them would keep them waiting for whole milliseconds.
     Linux alone has priorities per thread; elsewhere nothing happens."""
     if sys.platform == "linux":
         with suppress(OSError):
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), LANE_NICENESS)
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), niceness)
 
 
 def wake_promptly() -> None:

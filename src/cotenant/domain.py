@@ -449,7 +449,8 @@ Action = Dispatch | Preempt | Abort | Settle | Observe | Maintain
 class TensorSpec(Struct, frozen=True, kw_only=True):
     """One input or output. `datatype` is the V2 name (`FP32`, `INT64`, `BYTES` ...); in `shape` -1 is
     variable; `axes` names each dimension (`batch`, `seq`, ...), None where its size is fixed. `low, high`
-    bound valid integer values (high exclusive) where the model states them."""
+    bound valid integer values (high exclusive) where the model states them. `labels`: what the elements of
+    an output stand for, by index, where that is known."""
 
     name: str
     datatype: str
@@ -457,6 +458,7 @@ class TensorSpec(Struct, frozen=True, kw_only=True):
     axes: tuple[str | None, ...]
     low: int | None = None
     high: int | None = None
+    labels: tuple[str, ...] = ()
 
 
 class SoloProfile(Struct, frozen=True, kw_only=True):
@@ -472,9 +474,21 @@ class SoloProfile(Struct, frozen=True, kw_only=True):
     quantiles_ns: tuple[tuple[float, int], ...] = ()
 
 
+def model_of(name: str) -> str:
+    """What clients call a model: its name without the version that one of a repository carries, `m@3`."""
+    return name.partition("@")[0]
+
+
+def version_of(name: str) -> str:
+    """The version of a model by its name; a model of the configuration has version 1 alone."""
+    return name.partition("@")[2] or "1"
+
+
 class ModelMetadata(Struct, frozen=True, kw_only=True):
-    """A servable model as its users see it. `batched`: the first dimension of every input is rows.
-    `solo_ns`: measured median span at batch 1, None when nothing was measured."""
+    """A servable model as its users see it. `name` is unique: each version of a model of a repository is one
+    of its own (`model_of`, `version_of`). `batched`: the first dimension of every input is rows. `solo_ns`:
+    measured median span at batch 1, None when nothing was measured. `memory_bytes`: what it takes of the
+    device's memory, None where that is not known."""
 
     name: str
     platform: str
@@ -484,3 +498,4 @@ class ModelMetadata(Struct, frozen=True, kw_only=True):
     batched: bool
     spec: ModelSpec
     solo_ns: int | None = None
+    memory_bytes: int | None = None

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
@@ -156,6 +156,7 @@ class Engine:
         self._timer_at = 0
         self._late_ns = 0
         self._learning: asyncio.TimerHandle | None = None
+        self._offered: Set[str] = frozenset()
         self._draining = False
         self.on_models: Callable[[], None] = lambda: None
         """Called after every change of `models` or `states`."""
@@ -291,6 +292,20 @@ class Engine:
         self.on_models()
         self._waiting.setdefault((kind, model), []).append(done)
         self._post(Command(kind, model))
+
+    def offer(self, there: Mapping[str, str]) -> None:
+        """Models that a repository has, each with why it cannot be loaded, if so: they are listed as
+        unavailable until they are loaded. What was offered before and is neither there nor loaded is
+        forgotten."""
+        before = dict(self.states)
+        for name in self._offered - there.keys() - self.models.keys():
+            self.states.pop(name, None)
+        for name, reason in there.items():
+            if name not in self.states or (reason and name not in self.models):
+                self.states[name] = ModelState("UNAVAILABLE", reason)
+        self._offered = there.keys() | (self._offered & self.models.keys())
+        if self.states != before:
+            self.on_models()
 
     def respecify(self, metadata: ModelMetadata) -> None:
         """Give a loaded model another SLO or class, from now on."""

@@ -43,7 +43,7 @@ class Reply(Struct, frozen=True, kw_only=True):
 
 
 class ModelStatus(Struct, frozen=True, kw_only=True):
-    """State of a configured model: `READY`, `LOADING`, `UNAVAILABLE` (with the reason)."""
+    """State of a model that there is, by its unique name: `READY`, `LOADING`, `UNAVAILABLE` (and why)."""
 
     name: str
     state: str
@@ -118,7 +118,8 @@ class EngineLink(Protocol):
         ...
 
     def load(self, name: str, done: Callable[[str | None], None]) -> None:
-        """Load a configured model; `done(error)` on the caller's event loop."""
+        """Load a model, by the name that clients know; `done(error)` on the caller's event loop. The error of
+        one that there is not begins with "unknown model"."""
         ...
 
     def unload(self, name: str, done: Callable[[str | None], None]) -> None: ...

@@ -31,6 +31,8 @@ from cotenant.ports import Observer
 from cotenant.predictors import Served
 from cotenant.redact import without_paths
 from cotenant.reload import Reloader
+from cotenant.repository import names_at_start
+from cotenant.repository_control import control_of
 from cotenant.schedule.policies import make_policy
 from cotenant.schedule.policy import Policy
 from cotenant.telemetry.logs import logging_to
@@ -51,7 +53,7 @@ class EngineProcess:
         self._engine: Engine | None = None
         self._reloader: Reloader | None = None
         self._draining: asyncio.Task[None] | None = None
-        status = [ModelStatus(name=model.name, state="LOADING") for model in settings.scenario.models]
+        status = [ModelStatus(name=name, state="LOADING") for name in names_at_start(settings.scenario)]
         self._server = EngineServer(listener, settings.arena_bytes, status)
         parent.on_frame = self._told
 
@@ -114,12 +116,17 @@ class EngineProcess:
         engine.on_models = self._server.tell
         if prepared.scenario.path.is_file():
             self._reloader = Reloader(engine, prepared, self._say("note"))
-        self._server.serve(LocalLink(engine, clock, observing.metrics.render, observing.metrics.refused))
+        repository = control_of(engine, prepared.scenario, prepared.stamps, prepared.configured)
+        self._server.serve(
+            LocalLink(engine, clock, observing.metrics.render, observing.metrics.refused, repository)
+        )
         self._parent.say(control.Ready())
         try:
             await self._parent.stopped.wait()
         finally:
             self._server.close()
+            if repository is not None:
+                repository.stop()
             engine.stop()
             observing.close()
 

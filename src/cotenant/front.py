@@ -18,7 +18,7 @@ from typing import Any
 
 from cotenant import control
 from cotenant.clock import MonotonicClock
-from cotenant.config import ServerConfig
+from cotenant.config import Scenario
 from cotenant.engine_client import EngineClient, EngineDownError
 from cotenant.front_door import Door, gate_of, open_door
 from cotenant.launch import FrontSettings, decode
@@ -27,6 +27,7 @@ from cotenant.serve.access_log import AccessLog, Application
 from cotenant.serve.gate import Gate
 from cotenant.serve.http import ServeConfig, make_app
 from cotenant.serve.server import serve_on
+from cotenant.serve.shared_memory import Regions, regions_of
 from cotenant.serve.traced import Traced
 from cotenant.telemetry.logs import Logger, logging_to
 from cotenant.telemetry.tracing import traces
@@ -44,13 +45,17 @@ MEET_S = 2.0
 """How long a further front end waits for word from the engine before it answers without (s)."""
 
 
-def serve_config(settings: ServerConfig) -> ServeConfig:
+def serve_config(scenario: Scenario) -> ServeConfig:
     """The front end's part of a configuration."""
+    settings, repository = scenario.server, scenario.repository
+    explicit = repository is not None and repository.mode == "explicit"
     return ServeConfig(
         max_body_bytes=settings.max_body_mib << 20,
         body_timeout_s=settings.body_timeout_s,
         door=settings,
-        allow_model_control=settings.allow_model_control,
+        allow_model_control=settings.allow_model_control or explicit,
+        repository=repository is not None,
+        shared_memory=settings.shared_memory,
         access_log=settings.access_log,
         log_format=settings.log_format,
         log_level=settings.log_level,
@@ -111,17 +116,30 @@ class Watched:
 
 @asynccontextmanager
 async def grpc_beside(
-    client: EngineClient, config: ServeConfig, host: str, port: int | None, gate: Gate, door: Door
+    client: EngineClient,
+    config: ServeConfig,
+    host: str,
+    port: int | None,
+    gate: Gate,
+    door: Door,
+    regions: Regions | None,
 ) -> AsyncIterator[None]:
     """gRPC on `port` (0: any that is free; None: none) while the context lasts, behind the same gate. The log
-    says where."""
+    says where. `regions`: shared memory that HTTP has a part in."""
     if port is None:
         yield
         return
     from cotenant.serve.grpc.server import serving_grpc  # a server without gRPC does not load it
 
     grpc = serving_grpc(
-        client, config, host, port, drain_limit_s=DRAIN_LIMIT_S, gate=gate, tls=door.tls_files
+        client,
+        config,
+        host,
+        port,
+        regions=regions,
+        drain_limit_s=DRAIN_LIMIT_S,
+        gate=gate,
+        tls=door.tls_files,
     )
     async with grpc as bound_port:
         url = f"grpc://{host}:{bound_port}"
@@ -144,10 +162,12 @@ async def serve_front(
     gc.set_threshold(*GC_THRESHOLDS)
     client = EngineClient(link)
     gate = gate_of(door, config.door, client)
-    watched = Watched(make_app(client, FrontPage(link), config, gate, client.answered), client, config)
+    regions = regions_of(config)
+    app = make_app(client, FrontPage(link), config, gate, client.answered, regions)
+    watched = Watched(app, client, config)
     host, port = grpc_at or ("", None)
     try:
-        async with grpc_beside(client, config, host, port, gate, door):
+        async with grpc_beside(client, config, host, port, gate, door, regions):
             await serve_on(
                 watched.app,
                 listener,

@@ -20,8 +20,10 @@ from cotenant.observing import Observing
 from cotenant.ports import Observer
 from cotenant.predictors import Served
 from cotenant.reload import Reloader
+from cotenant.repository_control import control_of
 from cotenant.serve.http import make_app
 from cotenant.serve.server import serve_http
+from cotenant.serve.shared_memory import regions_of
 from cotenant.stopping import StopSignals
 from cotenant.telemetry.logs import Logger
 
@@ -87,10 +89,12 @@ async def serve(
     )
     observing.metrics.watch(engine)
     engine.start()
-    client = EngineClient(LocalLink(engine, clock, observing.metrics.render, observing.metrics.refused))
-    serving = serve_config(settings)
-    gate = gate_of(door, settings, client)
-    app = make_app(client, EnginePage(client), serving, gate, client.answered)
+    control = control_of(engine, prepared.scenario, prepared.stamps, prepared.configured)
+    metrics = observing.metrics
+    client = EngineClient(LocalLink(engine, clock, metrics.render, metrics.refused, control))
+    serving = serve_config(prepared.scenario)
+    gate, regions = gate_of(door, settings, client), regions_of(serving)
+    app = make_app(client, EnginePage(client), serving, gate, client.answered, regions)
     watched = Watched(app, client, serving)
     shutdown = asyncio.Event()
     signals = StopSignals(told)
@@ -120,7 +124,7 @@ async def serve(
     stopper = asyncio.create_task(stop_when_told())
     try:
         async with AsyncExitStack() as stack:
-            grpc = grpc_beside(client, serving, config.host, config.grpc_port, gate, door)
+            grpc = grpc_beside(client, serving, config.host, config.grpc_port, gate, door, regions)
             await stack.enter_async_context(grpc)
             await serve_http(
                 watched.app,
@@ -135,6 +139,8 @@ async def serve(
     finally:
         stopper.cancel()
         await watched.close()
+        if control is not None:
+            control.stop()
         engine.stop()
         observing.close()
         _LOG.info("server.stopped", "stopped")

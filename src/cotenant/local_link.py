@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 from cotenant.clock import Clock
 from cotenant.domain import ModelMetadata, Outcome
@@ -22,6 +22,27 @@ async def no_page(accept: str) -> Page:
     return b"", "text/plain"
 
 
+class ModelControl(Protocol):
+    """Loads and unloads models by the names that clients know; `done(error)` on the engine's event loop."""
+
+    def load(self, name: str, done: Callable[[str | None], None]) -> None: ...
+
+    def unload(self, name: str, done: Callable[[str | None], None]) -> None: ...
+
+
+class EngineControl:
+    """The `ModelControl` of an engine whose models are those of its configuration."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    def load(self, name: str, done: Callable[[str | None], None]) -> None:
+        self._engine.maintain("load", name, done)
+
+    def unload(self, name: str, done: Callable[[str | None], None]) -> None:
+        self._engine.maintain("unload", name, done)
+
+
 class LocalLink:
     """Implements `EngineLink` on an engine that runs on the same event loop. `page` renders its metrics."""
 
@@ -31,10 +52,14 @@ class LocalLink:
         clock: Clock,
         page: Callable[[str], Awaitable[Page]] = no_page,
         on_refused: Callable[[str, str], None] = lambda model, reason: None,
+        control: ModelControl | None = None,
     ) -> None:
+        """`control`: what loads and unloads models; the engine itself where they are all configured."""
         self._engine = engine
         self._page = page
         self.refused = on_refused
+        control = control or EngineControl(engine)
+        self.load, self.unload = control.load, control.unload
         self.now = clock.now
 
     def submit(self, call: Call, reply: Callable[[Reply], None]) -> None:
@@ -75,12 +100,6 @@ class LocalLink:
 
     def answered(self, call_id: str, span_ns: int) -> None:
         self._engine.answered(call_id, span_ns)
-
-    def load(self, name: str, done: Callable[[str | None], None]) -> None:
-        self._engine.maintain("load", name, done)
-
-    def unload(self, name: str, done: Callable[[str | None], None]) -> None:
-        self._engine.maintain("unload", name, done)
 
     def absence(self) -> Absence | None:
         return None if self._engine.accepting else DRAINING

@@ -11,7 +11,7 @@ and only then it is unloaded. What takes a restart is said and left as it is.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Mapping, Set
+from collections.abc import Callable, Coroutine, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -20,17 +20,19 @@ from msgspec import structs
 from cotenant.assemble import Prepared
 from cotenant.catalogue import with_slo
 from cotenant.config import ModelConfig, Scenario, load_scenario
-from cotenant.domain import ModelMetadata
+from cotenant.domain import ModelMetadata, TensorSpec
 from cotenant.engine import UNLOADED, Engine
+from cotenant.labels import labelled
 from cotenant.notify import READY, notify, reloading
+from cotenant.repository import check_names, repository_of
 from cotenant.runtimes import Runtime
 
 POLL_S = 0.02
 """How often a retired model is looked at (s)."""
-SERVED_BY = ("source", "architecture", "max_batch", "buckets", "slo_percentile")
+SERVED_BY = ("source", "architecture", "max_batch", "buckets", "slo_percentile", "labels")
 """Keys of a model's table with which it is loaded anew; its learned state goes with the old ones."""
 HOLD_AT_ONCE = ("slo_ms", "slo_scale", "job_class")
-TAKE_RESTART = ("device", "server")
+TAKE_RESTART = ("device", "server", "repository")
 
 
 @dataclass(slots=True, kw_only=True)
@@ -71,8 +73,9 @@ class Reloader:
         self._tell = tell
         self._asked = False
         self._task: asyncio.Task[None] | None = None
-        self._tables = {model.name: model for model in prepared.scenario.models}
-        """Each model's table as it was last put into effect."""
+        names = prepared.configured()
+        self._tables = {model.name: model for model in prepared.scenario.models if model.name in names}
+        """Each model's table as it was last put into effect; a repository's models have none."""
 
     def request(self) -> None:
         """Reload soon; if that is under way, once more after it."""
@@ -117,7 +120,10 @@ class Reloader:
         )
         changes = compare(served, scenario, self._prepared.runtime)
         changes.restart = [key for key in TAKE_RESTART if getattr(old, key) != getattr(scenario, key)]
-        effective = replace(scenario, device=old.device, server=old.server)
+        effective = replace(scenario, device=old.device, server=old.server, repository=old.repository)
+        repository = repository_of(effective)
+        if repository is not None:
+            check_names(effective, repository.names())
         return effective, changes
 
     # --- what is done about a model ---------------------------------------------------------------------
@@ -207,7 +213,11 @@ def compare(served: Served, new: Scenario, runtime: Runtime) -> Changes:
             if name not in served.unloaded or _differ(before, table, SERVED_BY):
                 runtime.look(table)
                 changes.added.append(name)
-        elif _differ(before, table, SERVED_BY) or digest != served.hashes.get(name, digest):
+        elif (
+            _differ(before, table, SERVED_BY)
+            or digest != served.hashes.get(name, digest)
+            or _labels(labelled(served.loaded[name], table.labels)) != _labels(served.loaded[name])
+        ):
             metadata = runtime.look(table)
             fits = metadata is not None and serves_requests_of(metadata, served.loaded[name])
             (changes.replaced if fits else changes.drained).append(name)
@@ -221,12 +231,21 @@ def serves_requests_of(new: ModelMetadata, old: ModelMetadata) -> bool:
     by the new one. A batch in segments can only go on with the model it began with."""
     buckets = dict(new.spec.axis_buckets)
     return (
-        (new.inputs, new.outputs, new.batched) == (old.inputs, old.outputs, old.batched)
+        (new.inputs, new.batched) == (old.inputs, old.batched)
+        and _unlabelled(new.outputs) == _unlabelled(old.outputs)
         and new.spec.max_batch >= old.spec.max_batch
         and all(set(sizes) <= set(buckets.get(axis, ())) for axis, sizes in old.spec.axis_buckets)
         and buckets.keys() == dict(old.spec.axis_buckets).keys()
         and new.spec.n_segments == old.spec.n_segments == 1
     )
+
+
+def _labels(metadata: ModelMetadata) -> list[tuple[str, ...]]:
+    return [spec.labels for spec in metadata.outputs]
+
+
+def _unlabelled(outputs: Sequence[TensorSpec]) -> list[TensorSpec]:
+    return [structs.replace(spec, labels=()) for spec in outputs]
 
 
 def _differ(old: ModelConfig, new: ModelConfig, keys: tuple[str, ...]) -> bool:

@@ -178,7 +178,8 @@ class RemoteLink:
                 model.name: before[model.name] if before.get(model.name) == model else model
                 for model in state.models
             }
-        self._status = state.status or self._status
+        if state.status or state.absence is None:
+            self._status = state.status
         self._absence = state.absence
         if self._absence is None:
             self._before = None

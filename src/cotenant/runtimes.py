@@ -122,7 +122,8 @@ class OnnxRuntime:
         lanes = cpu_lanes(scenario)
         self.device = cpu_fingerprint(lanes, len(available_cores()))
         self._source = OnnxModels(scenario, where, self.device, user)
-        self.executor = OnnxExecutor(MonotonicClock(), lanes, self._source)
+        limit = scenario.device.memory_limit
+        self.executor = OnnxExecutor(MonotonicClock(), lanes, self._source, limit)
         self._paths: dict[str, Path] = {}
         reader = ThreadPoolExecutor(1, thread_name_prefix="cotenant-read")
         self._reading = {model.name: reader.submit(self._read, model) for model in scenario.models}
@@ -130,7 +131,7 @@ class OnnxRuntime:
 
     def load(self, model: ModelConfig) -> tuple[ModelMetadata, str]:
         metadata, made_of, digest = self._reading.pop(model.name).result()
-        self.executor.load(metadata, made_of)
+        metadata = self.executor.load(metadata, made_of)
         if isinstance(made_of, Path):
             self._paths[metadata.name] = made_of
         return metadata, digest
@@ -138,7 +139,7 @@ class OnnxRuntime:
     def _read(self, model: ModelConfig) -> tuple[ModelMetadata, Path | Loadable, str]:
         """What the model's file says, and its hash: files are read ahead while sessions are made of others,
         which takes about as long."""
-        metadata, made_of = self._source.find(model.name)
+        metadata, made_of = self._source.look(model)
         return metadata, made_of, self._source.hash(made_of)
 
     def hash(self, model: ModelConfig) -> str:

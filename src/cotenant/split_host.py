@@ -27,6 +27,7 @@ from cotenant.handshake import listening
 from cotenant.launch import EngineSettings, FrontSettings, encode
 from cotenant.notify import STOPPING, notify
 from cotenant.remote_link import RemoteLink
+from cotenant.repository import names_at_start
 from cotenant.serve.server import bind_several
 from cotenant.stopping import StopSignals
 from cotenant.supervisor import Ended, Program, Supervisor
@@ -122,9 +123,9 @@ class _Server:
         arena_bytes = (server.shared_memory_mib or 8 * server.max_body_mib) * MIB
         front = FrontSettings(
             engine=path,
-            models=tuple(model.name for model in scenario.models),
+            models=names_at_start(scenario),
             arena_bytes=arena_bytes,
-            serve=serve_config(scenario.server),
+            serve=serve_config(scenario),
             config=scenario.path,
             host=config.host,
         )

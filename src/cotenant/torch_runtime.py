@@ -100,7 +100,8 @@ class TorchRuntime:
         self._source = TorchModels(scenario, where, self.device)
         self._source.on_cuda = scenario.device.kind == "cuda"
         device = "cuda:0" if self._source.on_cuda else "cpu"
-        self.executor = TorchExecutor(MonotonicClock(), lanes, self._source, device)
+        limit = scenario.device.memory_limit
+        self.executor = TorchExecutor(MonotonicClock(), lanes, self._source, device, memory_limit=limit)
 
     def load(self, model: ModelConfig) -> tuple[ModelMetadata, str]:
         made, settings = self._source.find(model.name)

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from scaled_models import write_model
 
 from cotenant import zoo
 from cotenant.assemble import make_engine, prepare
@@ -277,3 +278,48 @@ def test_a_log_of_a_run_with_reloads_replays_to_the_same_actions(run: Any, tmp_p
     n_events, _, mismatch = replay_log(tmp_path / "events.log")
     assert mismatch is None
     assert n_events > 10
+
+
+LABELS = 'labels = "names.txt"\n'
+
+
+def labels(rig: Rig) -> tuple[str, ...]:
+    return rig.client.metadata()["moves"].outputs[0].labels
+
+
+def test_other_labels_are_told_without_a_gap(run: Any, tmp_path: Path) -> None:
+    names = tmp_path / "names.txt"
+    names.write_text("apple\n")
+
+    async def use(rig: Rig) -> None:
+        assert labels(rig) == ()
+        changes = await rig.reload(STAYS + MOVES + LABELS)
+        assert (changes.replaced, changes.drained) == (["moves"], [])
+        assert labels(rig) == ("apple",)
+        names.write_text("pear\n")
+        assert (await rig.reload(STAYS + MOVES + LABELS)).replaced == ["moves"]
+        assert labels(rig) == ("pear",)
+        names.unlink()
+        assert await rig.reload(STAYS + MOVES + LABELS) is None
+        assert "names.txt cannot be read" in rig.told[-1]
+        assert labels(rig) == ("pear",)
+
+    run(STAYS + MOVES, use)
+
+
+REPOSITORY = '[repository]\npath = "models"\n'
+
+
+def test_models_of_a_repository_stay_and_its_table_takes_a_restart(run: Any, tmp_path: Path) -> None:
+    write_model(tmp_path / "models", "scaled", 1, 2.0)
+
+    async def use(rig: Rig) -> None:
+        assert rig.states() == {"stays": "READY", "scaled@1": "READY"}
+        changes = await rig.reload(REPOSITORY + "poll_s = 3\n" + MOVES)
+        assert (changes.added, changes.removed, changes.restart) == (["moves"], ["stays"], ["repository"])
+        assert rig.states() == {"moves": "READY", "scaled@1": "READY"}
+        assert await rig.reload(REPOSITORY + MOVES.replace("moves", "scaled")) is None
+        assert "is also a model of the repository" in rig.told[-1]
+        assert rig.states() == {"moves": "READY", "scaled@1": "READY"}
+
+    run(REPOSITORY + STAYS, use)

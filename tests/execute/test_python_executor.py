@@ -38,8 +38,8 @@ ROW = {"x": np.zeros((1, 3), np.float32)}
 class Rig:
     """An executor of two lanes and what it posts."""
 
-    def __init__(self) -> None:
-        self.executor = OnnxExecutor(MonotonicClock(), lane_layout(2, 2))
+    def __init__(self, memory_limit: int | None = None) -> None:
+        self.executor = OnnxExecutor(MonotonicClock(), lane_layout(2, 2), memory_limit=memory_limit)
         self.events: SimpleQueue[Event] = SimpleQueue()
         self.n = 0
         self.executor.attach(self.events.put)
@@ -395,3 +395,24 @@ def test_onnx_and_python_models_share_the_lanes(rig: Rig, tmp_path: Any) -> None
     for lane in (0, 1):
         assert rig.run([rows(4)], model="twice", lane=lane)[0]["y"][0, 0] == 8
         assert rig.run([rows(4)], model="more", lane=lane)[0]["output"][0, 0] == 5
+
+
+class Large:
+    """Takes 48 MiB for each lane."""
+
+    def __init__(self) -> None:
+        self.weights = np.ones(48 << 18, np.float32)
+
+    def __call__(self, x: Any) -> Any:
+        return x * self.weights[0]
+
+
+def test_the_instances_of_a_class_count_against_the_memory_budget() -> None:
+    rig = Rig(memory_limit=64 << 20)
+    try:
+        with pytest.raises(ValueError, match=r"model 'large': it needs about 9\d\.\d MiB .* 64\.0 of the 64"):
+            rig.load(Large, name="large")
+        rig.load(lambda x: 2 * x, name="small")
+        assert rig.run([ROW], model="small")
+    finally:
+        rig.executor.close()

@@ -96,6 +96,12 @@ class Server:
         self.loop.call_soon_threadsafe(lambda: done.put(function()))
         return done.get(timeout=10)
 
+    def in_background(self, ask: Callable[[], Answer]) -> Callable[[], Answer]:
+        """Begin to ask in a thread; the function that is returned waits for the answer."""
+        done: queue.Queue[Answer] = queue.Queue()
+        threading.Thread(target=lambda: done.put(ask()), daemon=True).start()
+        return lambda: done.get(timeout=10)
+
     def until(self, condition: Callable[[], bool]) -> None:
         """Wait until `condition` holds, looked at on every turn of the server's event loop."""
         done = threading.Event()

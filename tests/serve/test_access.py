@@ -62,7 +62,7 @@ def bearer(role: Role | str, tenant: str = "shop") -> dict[str, str]:
 
 
 def application(keys: KeyRing | None, door: FrontDoor | None = None, *extra: BaseRoute) -> App:
-    config = ServeConfig(allow_model_control=True, door=door or FrontDoor())
+    config = ServeConfig(allow_model_control=True, shared_memory=True, door=door or FrontDoor())
     link = EchoLink()
     app = make_app(EngineClient(link), Page(), config, Gate(keys, config.door, link.now))
     app.rest.router.routes.extend(extra)

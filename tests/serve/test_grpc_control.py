@@ -52,7 +52,7 @@ def test_metadata_and_config_describe_the_same_model(grpc_server: GrpcServer) ->
     assert config.input[0].data_type == pb.DataType.TYPE_FP32
     assert list(config.input[0].dims) == [16]
     assert list(config.dynamic_batching.preferred_batch_size) == [1, 2, 4, 8]
-    assert config.version_policy.latest.num_versions == 1
+    assert list(config.version_policy.specific.versions) == [1]
 
 
 def test_statistics_count_answers(serve_grpc: Serve) -> None:
@@ -78,11 +78,7 @@ def test_an_unknown_model_or_version_is_not_found(grpc_server: GrpcServer, metho
 @pytest.mark.parametrize(
     "method",
     [
-        *(
-            f"{kind}SharedMemory{what}"
-            for kind in ("System", "Cuda")
-            for what in ("Status", "Register", "Unregister")
-        ),
+        *(f"CudaSharedMemory{what}" for what in ("Status", "Register", "Unregister")),
         "TraceSetting",
         "LogSettings",
     ],

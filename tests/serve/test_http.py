@@ -66,9 +66,11 @@ def test_server_metadata_lists_only_what_is_supported(server: Server) -> None:
     assert described["name"] == "cotenant"
     assert set(described["extensions"]) == {
         "binary_tensor_data",
+        "classification",
+        "logging",
         "model_configuration",
-        "statistics",
         "schedule_policy",
+        "statistics",
     }
 
 
@@ -353,13 +355,6 @@ def test_a_chunked_body_is_put_together(server: Server) -> None:
     body = json.dumps(echo_request(rows=8)).encode()
     answer = server.infer(iter([body[:10], body[10:99], body[99:]]))
     assert answer.status == 200
-
-
-@pytest.mark.parametrize("encoding", ["gzip", "deflate", "br"])
-def test_a_compressed_body_is_415(server: Server, encoding: str) -> None:
-    answer = server.infer(headers={"Content-Encoding": encoding})
-    assert answer.status == 415
-    assert encoding in answer.error
 
 
 def test_a_body_that_stops_coming_is_408(serve: Serve) -> None:

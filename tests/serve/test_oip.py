@@ -17,6 +17,7 @@ from hypothesis.extra import numpy as hnp
 from cotenant.domain import ModelMetadata, ModelSpec, TensorSpec
 from cotenant.serve.codec import ModelCodec
 from cotenant.serve.errors import BadRequest
+from cotenant.serve.oip import Wanted
 from cotenant.serve.tensors import DTYPES, PIECE_BYTES
 from cotenant.testing import ECHO
 
@@ -151,7 +152,9 @@ WRONG_ENTRIES: list[tuple[dict[str, Any], str]] = [
     (entry("inptu"), "inputs[0] 'inptu': model 'echo' has no such input; expected 'input'"),
     (entry(parameters={"binary_data_size": 64}), "Inference-Header-Content-Length"),
     (entry(parameters={}), "neither data nor parameters.binary_data_size"),
-    (entry(parameters={"shared_memory_region": "r"}), "shared_memory_region: not supported"),
+    (entry(parameters={"shared_memory_region": "r"}), "shared_memory_region: shared memory is turned off"),
+    (entry(parameters={"content_type": "np"}, data=[0] * 16), "parameters.content_type: unknown parameter"),
+    (entry(dtype="FP32"), "inputs[0]: object contains unknown field dtype"),
     (entry(parameters=3, data=[0] * 16), "inputs[0].parameters: expected object"),
     (entry(name=3), "inputs[0].name: expected str, got int"),  # type: ignore[arg-type]
 ]
@@ -185,11 +188,19 @@ def test_a_wrong_input_is_refused_with_its_field(wrong: dict[str, Any], complain
             "parameters.binary_data_output: expected true",
         ),
         (dumps(entry(), parameters={"sequence_id": 7}), "parameters.sequence_id: not supported"),
+        (dumps(entry(), parameters={"custom": 1}), "parameters.custom: unknown parameter; known"),
+        (dumps(entry(), parameters={"binary_data": True}), "parameters.binary_data: unknown parameter"),
+        (dumps(entry(), output=[]), "object contains unknown field output"),
+        (dumps(entry(), model_name="other"), "model_name: is 'other', but the path says 'echo'"),
         (dumps(entry(), outputs=[{"name": "nope"}]), "outputs[0] 'nope': model 'echo' has no such output"),
         (dumps(entry(), outputs=[{"name": "output"}] * 2), "outputs[1] 'output': given twice"),
         (
-            dumps(entry(), outputs=[{"name": "output", "parameters": {"classification": 2}}]),
-            "outputs[0] 'output': parameters.classification: not supported",
+            dumps(entry(), outputs=[{"name": "output", "parameters": {"classification": "2"}}]),
+            "outputs[0] 'output': parameters.classification: expected a number of classes, got '2'",
+        ),
+        (
+            dumps(entry(), outputs=[{"name": "output", "parameters": {"timeout": 5}}]),
+            "outputs[0] 'output': parameters.timeout: unknown parameter; known here: binary_data",
         ),
         (
             dumps(entry(), outputs=[{"name": "output", "parameters": {"binary_data": "yes"}}]),
@@ -229,6 +240,13 @@ def test_json_values_that_do_not_fit_the_datatype_are_refused(datatype: str, val
     assert "data" in refused(
         model(tensor("x", datatype, (-1,))), dumps(entry("x", (1,), datatype, data=[value]))
     )
+
+
+def test_parameters_that_ask_for_nothing_may_stand() -> None:
+    nothing = {"sequence_id": 0, "sequence_start": False, "sequence_end": False}
+    output = {"name": "output", "parameters": {"classification": 0, "shared_memory_region": ""}}
+    body = dumps(entry(), parameters=nothing, outputs=[output], model_name="echo")
+    assert ModelCodec(ECHO).decode(body, None).wanted == (Wanted(ECHO.outputs[0]),)
 
 
 def binary(size: Any, **more: Any) -> dict[str, Any]:
@@ -298,7 +316,7 @@ def test_unaligned_binary_data_becomes_an_aligned_array() -> None:
 def test_a_raw_body_is_the_only_input_and_is_answered_in_binary() -> None:
     inference = ModelCodec(ECHO).decode(np.arange(32, dtype=np.float32).tobytes(), 0)
     assert inference.rows == 2
-    assert inference.wanted == ((ECHO.outputs[0], True),)
+    assert inference.wanted == (Wanted(ECHO.outputs[0], binary=True),)
     assert "65 bytes" in refused(ModelCodec(ECHO), bytes(65), 0)
     assert "dimension 0 must be at least 1" in refused(ModelCodec(ECHO), b"", 0)
     assert "has 2 inputs; expected exactly 1" in refused(BERT, bytes(64), 0)
@@ -313,7 +331,7 @@ def test_strings_come_as_utf8_bytes() -> None:
 def test_values_that_json_does_not_have_become_null() -> None:
     outputs = {"output": np.array([[np.nan, np.inf, -np.inf] + [1.0] * 13], np.float32)}
     codec = ModelCodec(ECHO)
-    body = codec.encode(outputs, ((ECHO.outputs[0], False),), None).body
+    body = codec.encode(outputs, (Wanted(ECHO.outputs[0]),), None).body
     assert json.loads(body)["outputs"][0]["data"][:4] == [None, None, None, 1.0]
 
 
@@ -322,8 +340,9 @@ def test_bytes_that_are_not_text_are_refused_in_json_only() -> None:
     outputs = {"out_x": np.array([b"\xff"], object)}
     spec = codec.metadata.outputs[0]
     with pytest.raises(BadRequest, match="not UTF-8"):
-        codec.encode(outputs, ((spec, False),), None)
-    assert codec.encode(outputs, ((spec, True),), None).body.endswith(struct.pack("<I", 1) + b"\xff")
+        codec.encode(outputs, (Wanted(spec),), None)
+    in_binary = (Wanted(spec, binary=True),)
+    assert codec.encode(outputs, in_binary, None).body.endswith(struct.pack("<I", 1) + b"\xff")
 
 
 def arrays(datatype: str) -> st.SearchStrategy[Any]:
@@ -340,7 +359,7 @@ def arrays(datatype: str) -> st.SearchStrategy[Any]:
 def test_binary_survives_the_round_trip_bit_for_bit(data: st.DataObject, datatype: str) -> None:
     array = data.draw(arrays(datatype))
     codec = model(tensor("x", datatype, (-1,) * array.ndim))
-    wanted = ((codec.metadata.outputs[0], True),)
+    wanted = (Wanted(codec.metadata.outputs[0], binary=True),)
     encoded = codec.encode({"out_x": array}, wanted, "id")
     assert encoded.json_bytes is not None
     head = json.loads(encoded.body[: encoded.json_bytes])
@@ -359,7 +378,7 @@ def test_finite_json_survives_the_round_trip_bit_for_bit(data: st.DataObject, da
     if array.dtype.kind == "f":
         array = np.nan_to_num(array, nan=0.25, posinf=1.5, neginf=-1.5)
     codec = model(tensor("x", datatype, (-1,) * array.ndim))
-    body = codec.encode({"out_x": array}, ((codec.metadata.outputs[0], False),), None).body
+    body = codec.encode({"out_x": array}, (Wanted(codec.metadata.outputs[0]),), None).body
     out = json.loads(body)["outputs"][0]
     flat = codec.decode(dumps({**out, "name": "x"}), None).inputs["x"]
     nested = codec.decode(dumps({**out, "name": "x", "data": array.tolist()}), None).inputs["x"]

@@ -1,7 +1,8 @@
 """Asks a server everything through the stock `tritonclient[http]`: `python triton_client_check.py HOST:PORT`.
 
 Runs in an environment that has tritonclient and nothing of cotenant. The server must serve `echo` (FP32
-[-1, 16], `max_batch` 8). Prints one line per check and ends with `all N checks passed`, or with a traceback.
+[-1, 16], `max_batch` 8, labels) and have `late`, the same with versions 1 and 2, in an explicit repository.
+Prints one line per check and ends with `all N checks passed`, or with a traceback.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import tritonclient.http as triton
+import tritonclient.utils.shared_memory as triton_shared_memory
 from tritonclient.utils import InferenceServerException
 
 Client = Any
@@ -125,7 +127,6 @@ def infer_with_version_id_and_parameters(client: Client) -> None:
         request_id="mine",
         timeout=900_000,
         priority=1,
-        parameters={"custom": "value"},
     )
     assert result.get_response()["id"] == "mine"
 
@@ -196,14 +197,96 @@ def wrong_names_are_400(client: Client) -> None:
 
 
 @check
+def classes_come_instead_of_values(client: Client) -> None:
+    name = output_name(client)
+    wanted = [triton.InferRequestedOutput(name, class_count=2)]
+    found = client.infer("echo", [echo_input()], outputs=wanted).as_numpy(name)
+    assert found.tolist() == [
+        [b"2.142857:15:fifteen", b"2.000000:14:14"],
+        [b"4.428571:15:fifteen", b"4.285714:14:14"],
+    ]
+
+
+@check
+def bodies_may_be_compressed_both_ways(client: Client) -> None:
+    for algorithm in ("gzip", "deflate"):
+        result = client.infer(
+            "echo",
+            [echo_input()],
+            request_compression_algorithm=algorithm,
+            response_compression_algorithm=algorithm,
+        )
+        assert np.array_equal(result.as_numpy(output_name(client)), VALUES)
+
+
+@check
+def tensors_may_lie_in_shared_memory(client: Client) -> None:
+    shm = triton_shared_memory
+    client.unregister_system_shared_memory()
+    client.unregister_cuda_shared_memory()
+    handles = [shm.create_shared_memory_region(n, f"/triton-check-{n}", VALUES.nbytes) for n in ("in", "out")]
+    try:
+        shm.set_shared_memory_region(handles[0], [VALUES])
+        for n in ("in", "out"):
+            client.register_system_shared_memory(n, f"/triton-check-{n}", VALUES.nbytes)
+        assert {region["name"] for region in client.get_system_shared_memory_status()} == {"in", "out"}
+        tensor = triton.InferInput("input", list(VALUES.shape), "FP32")
+        tensor.set_shared_memory("in", VALUES.nbytes)
+        wanted = triton.InferRequestedOutput(output_name(client))
+        wanted.set_shared_memory("out", VALUES.nbytes)
+        found = client.infer("echo", [tensor], outputs=[wanted]).get_output(output_name(client))
+        array = shm.get_contents_as_numpy(handles[1], np.float32, found["shape"])
+        assert np.array_equal(array, VALUES)
+        client.unregister_system_shared_memory()
+        assert client.get_system_shared_memory_status() == []
+    finally:
+        for handle in handles:
+            shm.destroy_shared_memory_region(handle)
+
+
+@check
+def models_of_the_repository_are_loaded_and_unloaded(client: Client) -> None:
+    def states() -> set[tuple[str, str, str]]:
+        index = client.get_model_repository_index()
+        return {(found["name"], found["version"], found["state"]) for found in index}
+
+    assert not client.is_model_ready("late")
+    client.load_model("late")
+    assert states() >= {("late", "1", "READY"), ("late", "2", "READY"), ("echo", "1", "READY")}
+    assert client.is_model_ready("late", "2")
+    for version in ("1", "2"):
+        answer = client.infer("late", [echo_input()], model_version=version).get_response()
+        assert (answer["model_name"], answer["model_version"]) == ("late", version)
+    assert client.infer("late", [echo_input()]).get_response()["model_version"] == "2"
+    client.unload_model("late")
+    assert states() >= {("late", "1", "UNAVAILABLE"), ("late", "2", "UNAVAILABLE")}
+    refused("503", "unavailable", lambda: client.infer("late", [echo_input()]))
+    refused("404", "unknown model", lambda: client.load_model("nope"))
+    refused("400", "config", lambda: client.load_model("late", config="{}"))
+
+
+@check
+def log_settings_are_shown_and_changed(client: Client) -> None:
+    before = client.get_log_settings()
+    assert client.update_log_settings({"log_verbose_level": 1})["log_verbose_level"] == 1
+    refused("400", "log_file", lambda: client.update_log_settings({"log_file": "x"}))
+    assert client.update_log_settings({"log_verbose_level": before["log_verbose_level"]}) == before
+
+
+@check
+def traces_are_off(client: Client) -> None:
+    settings = client.get_trace_settings("echo")
+    assert settings["trace_level"] == ["OFF"]
+    assert client.update_trace_settings(settings={"trace_level": "OFF"}) == settings
+    refused("400", "trace_rate", lambda: client.update_trace_settings(settings={"trace_rate": "5"}))
+
+
+@check
 def what_is_not_supported_is_400(client: Client) -> None:
-    wanted = [triton.InferRequestedOutput(output_name(client), class_count=2)]
-    refused("400", "classification", lambda: client.infer("echo", [echo_input()], outputs=wanted))
     refused(
         "400", "sequence_id", lambda: client.infer("echo", [echo_input()], sequence_id=7, sequence_start=True)
     )
-    compressed = {"request_compression_algorithm": "gzip"}
-    refused("415", "gzip", lambda: client.infer("echo", [echo_input()], **compressed))
+    refused("400", "custom", lambda: client.infer("echo", [echo_input()], parameters={"custom": "value"}))
 
 
 @check

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import socket
+import sys
 import textwrap
 from pathlib import Path
 
@@ -15,6 +16,9 @@ from cotenant.catalogue import places
 from cotenant.checking import Address, check
 from cotenant.cli import app
 from cotenant.config_problems import line_of, read_all
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "engine"))
+from scaled_models import write_model
 
 GOOD = '[[model]]\nname = "echo"\nsource = "zoo:echo"\nslo_ms = 50\n'
 
@@ -180,3 +184,42 @@ def test_lines_of_tables_and_keys() -> None:
         "[[model]] 'y' slo_ms": 8, "[[model]] 1 name": 6, "[[model]] 3": None, "[load]": None, "": None,
     }.items():  # fmt: skip
         assert line_of(text, where) == line, where
+
+
+def test_labels_that_do_not_fit_are_found(tmp_path: Path) -> None:
+    (tmp_path / "names.txt").write_text("apple\n")
+    assert problems(tmp_path, GOOD + 'labels = "names.txt"\n') == []
+    assert problems(tmp_path, GOOD + 'labels = {other = "names.txt"}\n') == [
+        (5, "[[model]] 'echo' labels: the model has no output 'other'; it has output")
+    ]
+
+
+def test_a_repository_and_its_models_are_looked_at(tmp_path: Path) -> None:
+    head = '[device]\nmemory_mib = 1\n[repository]\npath = "models"\n'
+    assert problems(tmp_path, head) == [(4, f"[repository] path names no folder: {tmp_path / 'models'}")]
+    assert problems(tmp_path, '[repository]\nmode = "pol"\n') == [
+        (1, "[repository] path is needed: the folder of the models"),
+        (2, "[repository] mode must be one of none, explicit, poll, not 'pol'; did you mean 'poll'?"),
+    ]
+    folder = tmp_path / "models"
+    for model, version in (("good", "1"), ("broken", "3"), ("odd", "1"), ("empty", "")):
+        (folder / model / version).mkdir(parents=True)
+    write_model(folder, "good", 1, 2.0, n_weights=1 << 20)
+    (folder / "broken" / "3" / "model.onnx").write_bytes(b"no model")
+    (folder / "odd" / "config.toml").write_text('versions = "newest"\n')
+    found = dict.fromkeys(message for _, message in problems(tmp_path, head))
+    assert [line for line, _ in problems(tmp_path, head)] == [2, 4, 4, 4]
+    for expected in (
+        "[device] memory_mib is 1, but the weights alone take 4 MiB",
+        "model 'broken@3': model file model.onnx",
+        "versions must be {latest = N}",
+        "model 'empty' has none of the versions to serve",
+    ):
+        assert any(expected in message for message in found), (expected, found)
+    explicit = head + 'mode = "explicit"\nload = ["good", "absent"]\n'
+    messages = [message for _, message in problems(tmp_path, explicit)]
+    assert any("unknown model 'absent'" in message for message in messages), messages
+    clash = head + GOOD.replace("echo", "good", 1)
+    assert (5, "[[model]] 'good' is also a model of the repository; rename one") in [
+        (5, message) for _, message in problems(tmp_path, clash)
+    ]

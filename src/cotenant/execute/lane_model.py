@@ -63,6 +63,10 @@ class Loadable(Protocol):
         """What errors call it, `model file m.onnx`."""
         ...
 
+    def n_copies(self, lanes: Sequence[LaneInfo]) -> int:
+        """How often it takes what one copy takes of the memory, when it is opened on these lanes."""
+        ...
+
     def open(self, metadata: ModelMetadata, lanes: Sequence[LaneInfo], cores: Sequence[int]) -> LaneModel:
         """The model, every variant run once on every lane's part of it. Blocks. `cores`: numbers of the cores
         that the lanes' units stand for. May raise anything."""

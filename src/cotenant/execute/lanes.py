@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from queue import SimpleQueue
 from typing import Generic, TypeVar
 
-from cotenant.cores import pinned, yield_to_others
+from cotenant.cores import LANE_NICENESS, pinned, yield_to_others
 from cotenant.ports import LaneInfo
 
 Work = TypeVar("Work")
@@ -37,6 +37,7 @@ class LaneThread(Generic[Work]):
     do: Callable[[LaneThread[Work], Work], None]
     ready: Callable[[], None] | None = None
     """Called in the thread before the first work."""
+    niceness: int = LANE_NICENESS
     abandoned: bool = False
     _queue: SimpleQueue[Work | None] = field(default_factory=SimpleQueue)
     _thread: threading.Thread | None = None
@@ -60,7 +61,7 @@ class LaneThread(Generic[Work]):
             self._thread.join(timeout_s)
 
     def _loop(self) -> None:
-        yield_to_others()
+        yield_to_others(self.niceness)
         with pinned(self.cores):
             if self.ready is not None:
                 self.ready()

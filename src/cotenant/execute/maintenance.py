@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from cotenant.cores import MAINTENANCE_NICENESS
 from cotenant.domain import Event, Maintain, MaintenanceDone, ModelMetadata, SoloProfile
 from cotenant.execute.lanes import LaneThread
 
@@ -14,7 +15,7 @@ class Maintenance:
     """Does `Maintain` actions one after the other and posts how each ended.
 
     `load(name)` and `unload(name)` block and raise; `describe(error)` says what may be said of an error that
-    is not a ValueError."""
+    is not a ValueError; `give_back()` returns freed memory to the system."""
 
     def __init__(
         self,
@@ -23,10 +24,15 @@ class Maintenance:
         unload: Callable[[str], None],
         describe: Callable[[Exception], str],
         post: Callable[[Event], None],
+        give_back: Callable[[], None],
     ) -> None:
         self._load, self._unload, self._describe, self._post = load, unload, describe, post
+        self._give_back = give_back
         self._thread: LaneThread[Maintain] = LaneThread(
-            "cotenant-maintenance", cores, lambda _, action: self._do(action)
+            "cotenant-maintenance",
+            cores,
+            lambda _, action: self._do(action),
+            niceness=MAINTENANCE_NICENESS,
         )
         self._thread.start()
 
@@ -56,6 +62,8 @@ class Maintenance:
                     raise ValueError(f"this executor cannot {action.kind}; it can load and unload")
         except Exception as problem:
             error = str(problem) if isinstance(problem, ValueError) else self._describe(problem)
+        if action.kind == "unload" or error is not None:
+            self._give_back()
         self._post(
             MaintenanceDone(
                 maintenance_id=action.id,

@@ -30,7 +30,8 @@ NUMPY: dict[str, Any] = {
 EXAMPLE_SIZE = 16
 """Size given to an undeclared dynamic axis in example inputs (warming, profiling)."""
 
-NAME = re.compile(r"[A-Za-z0-9._-]+")
+NAME = re.compile(r"[A-Za-z0-9._-]+(@[0-9]+)?")
+"""Of a model; behind `@` the version of one of a repository."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

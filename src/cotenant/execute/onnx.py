@@ -12,11 +12,14 @@ is preempted at a boundary is kept until the dispatch that resumes it, or an abo
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
 
-from cotenant.clock import Clock
+from msgspec import structs
+
+from cotenant.clock import Clock, thread_cpu_ns
 from cotenant.cores import available_cores, core_numbers
 from cotenant.domain import (
     Completion,
@@ -32,8 +35,10 @@ from cotenant.domain import (
 from cotenant.execute.lane_model import LaneModel, LaneRun, Loadable
 from cotenant.execute.lanes import LaneThread, lane_layout
 from cotenant.execute.maintenance import Loaded, Maintenance
+from cotenant.execute.memory import HostMemory, MemoryBudget
 from cotenant.execute.onnx_session import OnnxFile, describe
 from cotenant.ports import LaneInfo, Sink, Tensors
+from cotenant.redact import without_paths
 
 CLOSE_WAIT_S = 2.0
 """How long `close` waits for each lane (s)."""
@@ -89,11 +94,16 @@ class OnnxExecutor:
     """Implements the `Executor` port. `load` and `unload` may be called from any thread.
 
     `source` finds and profiles a model that a `Maintain(load)` names; without it, models loaded before can
-    be loaded again. With no `lanes` there is one per core, at most 4.
+    be loaded again. With no `lanes` there is one per core, at most 4. `memory_limit`: bytes that all models
+    may take.
     """
 
     def __init__(
-        self, clock: Clock, lanes: Sequence[LaneInfo] | None = None, source: Source | None = None
+        self,
+        clock: Clock,
+        lanes: Sequence[LaneInfo] | None = None,
+        source: Source | None = None,
+        memory_limit: int | None = None,
     ) -> None:
         self._cores = available_cores()
         self.lanes = tuple(lanes or lane_layout(min(4, len(self._cores)), len(self._cores)))
@@ -106,10 +116,17 @@ class OnnxExecutor:
         self._results: dict[int, Sequence[Tensors]] = {}
         self._kept: dict[int, tuple[LaneModel, LaneRun]] = {}
         self._closed = False
+        self._host = HostMemory(frozenset(self._cores))
+        self._memory = MemoryBudget(memory_limit, self._host.in_use)
         self._loading = threading.Lock()
         self._threads = [self._new_thread(lane) for lane in self.lanes]
         self._maintenance = Maintenance(
-            frozenset(self._cores), self._load_and_profile, self.unload, describe, self._post
+            frozenset(self._cores),
+            self._load_and_profile,
+            self.unload,
+            describe,
+            self._post,
+            self._host.give_back,
         )
 
     @property
@@ -119,24 +136,38 @@ class OnnxExecutor:
 
     # --- models ---------------------------------------------------------------------------------------
 
-    def load(self, metadata: ModelMetadata, made_of: Path | Loadable) -> None:
-        """Make a model servable, every variant run once. Blocks: not for the deciding thread. Raises
-        ValueError naming the model and the reason; a model of the same name stays then."""
+    def load(self, metadata: ModelMetadata, made_of: Path | Loadable) -> ModelMetadata:
+        """Make a model servable, every variant run once; returns what it then takes of the memory, too.
+        Blocks: not for the deciding thread. Raises ValueError naming the model and the reason; a model of the
+        same name stays then."""
         with self._loading:
             self._before.known[metadata.name] = (metadata, made_of)
-            self.models[metadata.name] = self._opened(metadata, made_of)
+            with self._room(metadata, made_of) as loadable:
+                self.models[metadata.name] = loadable.open(metadata, self.lanes, self._cores)
+            return self._weighed(metadata)
 
-    def _opened(self, metadata: ModelMetadata, made_of: Path | Loadable) -> LaneModel:
+    @contextmanager
+    def _room(self, metadata: ModelMetadata, made_of: Path | Loadable) -> Iterator[Loadable]:
+        """Around the opening of a model; what is raised then, or because the memory does not suffice, names
+        it."""
         loadable = OnnxFile(made_of) if isinstance(made_of, Path) else made_of
         try:
-            return loadable.open(metadata, self.lanes, self._cores)
+            at_least = (metadata.memory_bytes or 0) * loadable.n_copies(self.lanes)
+            with self._memory.loading(metadata.name, at_least):
+                yield loadable
         except Exception as error:
-            raise ValueError(f"{loadable.label}: {describe(error)}") from error
+            why = str(error) if isinstance(error, ValueError) else describe(error)
+            raise ValueError(f"{loadable.label}: {without_paths(why)}") from error
+
+    def _weighed(self, metadata: ModelMetadata) -> ModelMetadata:
+        return structs.replace(metadata, memory_bytes=self._memory.held(metadata.name))
 
     def unload(self, name: str) -> None:
         """Forget the model; runs under way end undisturbed. Raises ValueError when it is not loaded."""
-        if self.models.pop(name, None) is None:
-            raise ValueError(f"model {name!r} is not loaded")
+        with self._loading:
+            if self.models.pop(name, None) is None:
+                raise ValueError(f"model {name!r} is not loaded")
+            self._memory.unloaded(name)
 
     # --- Executor -------------------------------------------------------------------------------------
 
@@ -209,6 +240,7 @@ class OnnxExecutor:
         for lane in self._threads:
             lane.join(CLOSE_WAIT_S)
         self._maintenance.join(CLOSE_WAIT_S)
+        self._host.stop()
 
     # --- in the lane ----------------------------------------------------------------------------------
 
@@ -276,14 +308,23 @@ class OnnxExecutor:
         """The model serves only when it has been profiled: until then nothing else runs on it."""
         found, made_of = self._source.find(name)
         with self._loading:
-            model = self._opened(found, made_of)
+            with self._room(found, made_of) as loadable:
+                model = loadable.open(found, self.lanes, self._cores)
+                run = self._timed(model, one_thread=isinstance(made_of, Path))
+                found, profiles = self._source.profiled(found, made_of, run)
+                self.models[name] = model
+            return self._weighed(found), profiles
 
-            def run(variant: Variant) -> int:
-                trial = model.trial(variant)
-                began = self._clock.now()
-                trial()
-                return self._clock.now() - began
+    def _timed(self, model: LaneModel, *, one_thread: bool) -> Callable[[Variant], int]:
+        """Runs a variant once and returns the span (ns). `one_thread`: on a lane of one core it works in its
+        thread and never waits. What that thread took of its core is then what the run takes alone, while by
+        the clock it waits for all others."""
+        now = thread_cpu_ns if one_thread and len(self.lanes[0].units) == 1 else self._clock.now
 
-            loaded = self._source.profiled(found, made_of, run)
-            self.models[name] = model
-        return loaded
+        def run(variant: Variant) -> int:
+            trial = model.trial(variant)
+            began = now()
+            trial()
+            return now() - began
+
+        return run

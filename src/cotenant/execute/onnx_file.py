@@ -9,6 +9,8 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 import onnx
 from onnx import TensorProto
 
+from cotenant.execute.onnx_header import without_weights
+
 
 def inside(path: Path, root: Path | None) -> Path:
     """The file with links followed. Raises ValueError when it is outside `root` or does not exist."""
@@ -21,9 +23,10 @@ def inside(path: Path, root: Path | None) -> Path:
 
 
 def parse(path: Path) -> onnx.ModelProto:
-    """Read the graph, not its external data. Raises ValueError with the reason when it cannot be read."""
+    """Read the graph, neither its external data nor the contents of its large initializers. Raises ValueError
+    with the reason when it cannot be read."""
     try:
-        model = onnx.load(str(path), load_external_data=False)
+        model = onnx.ModelProto.FromString(without_weights(path))
         if not model.graph.node and not model.graph.output:
             raise ValueError("it holds no graph")
         if any(not has_shape(value) for value in model.graph.output):
@@ -36,8 +39,10 @@ def parse(path: Path) -> onnx.ModelProto:
 # --- external data --------------------------------------------------------------------------------
 
 
-def check_external(model: onnx.ModelProto, folder: Path) -> None:
-    """Every external tensor must be a file below the model's own folder, links followed."""
+def check_external(model: onnx.ModelProto, folder: Path) -> int:
+    """Every external tensor must be a file below the model's own folder, links followed. Returns how many
+    bytes these files have."""
+    sizes: dict[Path, int] = {}
     for tensor in _tensors(model):
         if tensor.data_location != TensorProto.EXTERNAL:
             continue
@@ -56,6 +61,8 @@ def check_external(model: onnx.ModelProto, folder: Path) -> None:
             )
         if not target.is_file():
             raise ValueError(f"the data of tensor '{tensor.name}' is missing: no file '{location}' beside it")
+        sizes[target] = target.stat().st_size
+    return sum(sizes.values())
 
 
 def _tensors(model: onnx.ModelProto) -> Iterator[TensorProto]:

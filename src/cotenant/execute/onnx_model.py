@@ -14,9 +14,10 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import onnx
+from msgspec import structs
 from onnx import TensorProto
 
-from cotenant.domain import ModelMetadata, TensorSpec
+from cotenant.domain import ModelMetadata, TensorSpec, version_of
 from cotenant.execute.model import NAME, ModelSettings, batch_axis, make_spec, with_batch
 from cotenant.execute.onnx_file import check_external, has_shape, inside, parse
 
@@ -41,7 +42,8 @@ DATATYPES: dict[int, str] = {
 
 
 def inspect(path: Path, settings: ModelSettings, root: Path | None = None) -> ModelMetadata:
-    """Read what `path` says of itself, without its weights' external files and without a session.
+    """Read what `path` says of itself, without its weights' external files and without a session; its
+    `memory_bytes` is the size of all its files.
 
     `root`: the folder the file must lie in. Raises ValueError naming the file and the reason: not a model,
     outside `root`, external data outside the model's folder, a tensor that cannot be served, bad settings.
@@ -52,8 +54,8 @@ def inspect(path: Path, settings: ModelSettings, root: Path | None = None) -> Mo
             raise ValueError(f"the name {settings.name!r} may hold letters, digits, '.', '_' and '-' only")
         resolved = inside(path, root)
         model = parse(resolved)
-        check_external(model, resolved.parent)
-        return _metadata(model, settings)
+        memory_bytes = resolved.stat().st_size + check_external(model, resolved.parent)
+        return structs.replace(_metadata(model, settings), memory_bytes=memory_bytes)
     except ValueError as error:
         raise ValueError(f"model file {path.name}: {error}") from error
 
@@ -78,7 +80,7 @@ def _metadata(model: onnx.ModelProto, settings: ModelSettings) -> ModelMetadata:
     return ModelMetadata(
         name=settings.name,
         platform=PLATFORM,
-        versions=("1",),
+        versions=(version_of(settings.name),),
         inputs=tuple(inputs),
         outputs=tuple(outputs),
         batched=batched,

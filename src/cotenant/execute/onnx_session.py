@@ -31,19 +31,26 @@ class OnnxFile:
     def label(self) -> str:
         return f"model file {self._path.name}"
 
+    def n_copies(self, lanes: Sequence[LaneInfo]) -> int:
+        return 1 if _share_a_session(lanes) else len(lanes)
+
     def open(self, metadata: ModelMetadata, lanes: Sequence[LaneInfo], cores: Sequence[int]) -> LoadedModel:
         model = LoadedModel(metadata, self._sessions(lanes, cores))
         warm(model)
         return model
 
     def _sessions(self, lanes: Sequence[LaneInfo], cores: Sequence[int]) -> list[ort.InferenceSession]:
-        if all(len(lane.units) == 1 for lane in lanes):
+        if _share_a_session(lanes):
             return [open_session(self._path, 1)]
         sessions = []
         for lane in lanes:
             with pinned(core_numbers(lane.units, cores)):  # pool threads inherit the cores
                 sessions.append(open_session(self._path, len(lane.units)))
         return sessions
+
+
+def _share_a_session(lanes: Sequence[LaneInfo]) -> bool:
+    return all(len(lane.units) == 1 for lane in lanes)
 
 
 class LoadedModel:

@@ -45,6 +45,9 @@ class PythonSource:
     def label(self) -> str:
         return f"model {self.model.name!r}"
 
+    def n_copies(self, lanes: Sequence[LaneInfo]) -> int:
+        return len(lanes) if self.model.has_instances else 1
+
     def open(self, metadata: ModelMetadata, lanes: Sequence[LaneInfo], cores: Sequence[int]) -> PythonLanes:
         opened = PythonLanes(self.model, metadata, [self.model.take_instance() for _ in lanes])
         for instance in {id(made): made for made in opened.instances}.values():

@@ -46,6 +46,7 @@ def metadata_of(model: PythonModel, settings: ModelSettings) -> ModelMetadata:
         spec=structs.replace(
             make_spec(settings, declaration.batched, model.inputs, outputs), n_segments=n_segments
         ),
+        memory_bytes=model.instance_bytes,
     )
 
 

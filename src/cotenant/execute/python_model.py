@@ -21,6 +21,7 @@ import numpy as np
 
 from cotenant.domain import TensorSpec
 from cotenant.execute.batch import Array
+from cotenant.execute.memory import resident_bytes
 from cotenant.execute.model import NAME, NUMPY, ModelSettings
 
 LONE_OUTPUT = "output"
@@ -59,6 +60,8 @@ class PythonModel:
         self.declaration = declaration
         self.target = target
         self._spare: Callable[..., Any] | None = None
+        self.instance_bytes = 0
+        """By how much the process grew when an instance was last made to look at the model."""
         self._sparing = threading.Lock()
         self._checked(NAME.fullmatch(self.name), "its name may hold letters, digits, '.', '_' and '-' only")
         called = _called(target)
@@ -146,7 +149,9 @@ class PythonModel:
         """The one for looking at the model and for direct calls."""
         with self._sparing:
             if self._spare is None:
+                before = resident_bytes() or 0
                 self._spare = self.new_instance()
+                self.instance_bytes = max(0, (resident_bytes() or 0) - before)
             return self._spare
 
     # --- running ----------------------------------------------------------------------------------------

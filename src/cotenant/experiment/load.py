@@ -31,7 +31,12 @@ def replaying(
     scenario: Scenario, file: Path | None, scale: float | None, capacity_per_s: float | None
 ) -> Scenario:
     """The scenario with the load of a file of arrivals, where one is given; the others must then be None.
-    Raises ValueError."""
+    Raises ValueError, also when there is no model to offer load to."""
+    if not scenario.models:
+        raise ValueError(
+            f"{scenario.path}: has no [[model]] to offer load to; a [repository] says what a server serves, "
+            "not what is asked of it"
+        )
     if file is None:
         return scenario
     for name, value in (("scale", scale), ("capacity", capacity_per_s)):

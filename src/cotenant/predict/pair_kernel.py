@@ -50,7 +50,8 @@ class Encoder:
 
     def __init__(self, table: FeatureTable, used: Sequence[WorkloadFeatures]) -> None:
         self._names = (*(f"demand_{n}" for n in table.resources), *(f"feature_{n}" for n in table.statics))
-        rows = np.array([self._raw(entry) for entry in used], np.float64)
+        raw = [self._raw(entry) for entry in used]
+        rows = np.array(raw, np.float64).reshape(len(raw), len(self._columns))
         positive = np.nanmin(np.where(np.isfinite(rows), rows, np.inf), axis=0, initial=np.inf) > 0
         self.logged = np.array(
             [name.startswith("feature_") and bool(p) for name, p in zip(self._columns, positive, strict=True)]

@@ -163,7 +163,7 @@ class ReducedMap:
 
     def _side(self, workloads: Sequence[WorkloadFeatures], latent: int | None) -> Side:
         """`latent`: 0 for sensitivity, 1 for pressure."""
-        z = np.array([self._encode(w) for w in workloads])
+        z = np.array([self._encode(w) for w in workloads]) if workloads else np.zeros((0, 1))
         identity = np.array(
             [self._identities.setdefault(_ident(w), len(self._identities)) for w in workloads]
         )

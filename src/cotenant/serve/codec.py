@@ -3,30 +3,27 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import numpy as np
-import orjson
-
-from cotenant.domain import Axes, ModelMetadata, TensorSpec
-from cotenant.ports import Tensors
+from cotenant.domain import Axes, ModelMetadata, TensorSpec, model_of
 from cotenant.serve.errors import BadRequest
 from cotenant.serve.json_limits import MAX_ELEMENTS, OBJECT_COST, check_count, check_json
 from cotenant.serve.oip import (
+    OF_INPUT,
+    OF_REQUEST,
     REQUEST,
     BodyData,
-    Encoded,
     Inference,
     InferRequest,
     InputTensor,
     TensorData,
-    WantedTensor,
-    boolean,
+    check_parameters,
     decode_json,
-    refuse_unsupported,
 )
-from cotenant.serve.tensors import BINARY_ONLY, DTYPES, Array, TensorDecoder, to_bytes, to_json
+from cotenant.serve.outputs import OutputCodec
+from cotenant.serve.shared_memory import Regions, place_of
+from cotenant.serve.tensors import DTYPES, Array, TensorDecoder
 
 MAX_DIMENSIONS = 32
 LARGEST_DIMENSION = 2**31 - 1
@@ -38,12 +35,11 @@ class ModelCodec:
     def __init__(self, metadata: ModelMetadata, max_elements: int = MAX_ELEMENTS) -> None:
         self.metadata = metadata
         self._max_elements = max_elements
+        self._model = model_of(metadata.name)
         self._decoders = {spec.name: TensorDecoder(spec) for spec in metadata.inputs}
-        self._outputs = {spec.name: spec for spec in metadata.outputs}
         self._buckets = dict(metadata.spec.axis_buckets)
-        self._all_json = tuple((spec, False) for spec in metadata.outputs)
-        self._all_binary = tuple((spec, True) for spec in metadata.outputs)
-        self._json_refused = any(spec.datatype in BINARY_ONLY for spec in metadata.outputs)
+        self._outputs = OutputCodec(metadata)
+        self.encode, self.slow_elements = self._outputs.encode, self._outputs.slow_elements
         self._has_strings = any(spec.datatype == "BYTES" for spec in metadata.inputs)
 
     def slow_bytes(self, body: bytes | bytearray, json_bytes: int | None) -> int:
@@ -54,14 +50,17 @@ class ModelCodec:
 
     # --- decoding ---------------------------------------------------------------------------------
 
-    def decode(self, body: bytes | bytearray, json_bytes: int | None) -> Inference:
+    def decode(
+        self, body: bytes | bytearray, json_bytes: int | None, regions: Regions | None = None
+    ) -> Inference:
         """Validate a request over HTTP. `json_bytes` is the value of `Inference-Header-Content-Length`, if
-        given."""
+        given; `regions`: the shared memory that it may refer to."""
         if json_bytes == 0:
             return self._decode_raw(body)
         if json_bytes is None:
             check_json(body, self._max_elements)
-            return self.inference(decode_json(REQUEST, body), BodyData(memoryview(b""), has_binary=False))
+            nothing = BodyData(memoryview(b""), has_binary=False)
+            return self.inference(decode_json(REQUEST, body), nothing, regions)
         if json_bytes > len(body):
             raise BadRequest(
                 400, f"Inference-Header-Content-Length is {json_bytes}, but the body has {len(body)} bytes"
@@ -69,27 +68,36 @@ class ModelCodec:
         view = memoryview(body)
         check_json(view[:json_bytes], self._max_elements)
         request = decode_json(REQUEST, view[:json_bytes])
-        return self.inference(request, BodyData(view[json_bytes:], has_binary=True))
+        return self.inference(request, BodyData(view[json_bytes:], has_binary=True), regions)
 
-    def inference(self, request: InferRequest, data: TensorData, *, in_binary: bool = False) -> Inference:
-        """Validate a request of any protocol, whose inputs are read from `data`. `in_binary`: how outputs are
-        wanted of which it does not say so."""
+    def inference(
+        self, request: InferRequest, data: TensorData, regions: Regions | None, *, in_binary: bool = False
+    ) -> Inference:
+        """Validate a request of any protocol, whose inputs are read from `data` or from shared memory.
+        `in_binary`: how outputs are wanted of which it does not say so."""
+        if request.model_name is not None and request.model_name != self._model:
+            raise BadRequest(
+                400, f"model_name: is '{request.model_name:.100}', but the path says '{self._model}'"
+            )
         parameters = request.parameters or {}
-        refuse_unsupported(parameters, "parameters")
-        inputs, rows, axes = self._inputs(request.inputs, data)
+        check_parameters(parameters, OF_REQUEST, "parameters")
+        inputs, rows, axes = self._inputs(request.inputs, data, regions)
         return Inference(
             id=request.id,
             inputs=inputs,
             rows=rows,
             axes=axes,
-            wanted=self._wanted(request.outputs, parameters, in_binary),
+            wanted=self._outputs.wanted(request.outputs, parameters, regions, in_binary=in_binary),
             timeout_us=parameters.get("timeout"),
             priority=parameters.get("priority", 0),
         )
 
-    def _inputs(self, tensors: list[InputTensor], data: TensorData) -> tuple[dict[str, Array], int, Axes]:
+    def _inputs(
+        self, tensors: list[InputTensor], data: TensorData, regions: Regions | None
+    ) -> tuple[dict[str, Array], int, Axes]:
         arrays: dict[str, Array] = {}
         sizes: dict[str | None, tuple[int, str]] = {}
+        n_shared = 0
         for index, tensor in enumerate(tensors):
             field = f"inputs[{index}] '{tensor.name}'"
             decoder = self._decoder(tensor, field, arrays)
@@ -97,12 +105,19 @@ class ModelCodec:
             if decoder.dtype.kind == "O":
                 check_count(OBJECT_COST * math.prod(tensor.shape), self._max_elements)
             if tensor.parameters:
-                refuse_unsupported(tensor.parameters, f"{field}: parameters")
+                check_parameters(tensor.parameters, OF_INPUT, f"{field}: parameters")
+                place = place_of(tensor.parameters, regions, field)
+                if place is not None and regions is not None:
+                    data.absent(index, tensor, field)
+                    n_shared += place.byte_size
+                    regions.check_size(n_shared)
+                    arrays[tensor.name] = decoder.from_bytes(place.read(), tensor.shape, field)
+                    continue
             arrays[tensor.name] = data.read(index, tensor, decoder, field)
         data.finish()
         if len(arrays) != len(self._decoders):
             missing = [name for name in self._decoders if name not in arrays]
-            raise BadRequest(400, f"inputs: missing {_names(missing)} of model '{self.metadata.name}'")
+            raise BadRequest(400, f"inputs: missing {_names(missing)} of model '{self._model}'")
         return arrays, self._rows(sizes), self._axes(sizes)
 
     def _decoder(self, tensor: InputTensor, field: str, seen: dict[str, Array]) -> TensorDecoder:
@@ -110,7 +125,7 @@ class ModelCodec:
         if decoder is None:
             raise BadRequest(
                 400,
-                f"{field}: model '{self.metadata.name}' has no such input; expected {_names(self._decoders)}",
+                f"{field}: model '{self._model}' has no such input; expected {_names(self._decoders)}",
             )
         if tensor.name in seen:
             raise BadRequest(400, f"{field}: given twice")
@@ -149,7 +164,7 @@ class ModelCodec:
             if is_rows and size > self.metadata.spec.max_batch:
                 raise BadRequest(
                     400,
-                    f"{field}: {size} rows, but model '{self.metadata.name}' takes at most "
+                    f"{field}: {size} rows, but model '{self._model}' takes at most "
                     f"{self.metadata.spec.max_batch} (max_batch)",
                 )
             axis = spec.axes[dimension]
@@ -185,42 +200,13 @@ class ModelCodec:
             axes.append((axis, bucket))
         return tuple(sorted(axes))
 
-    def _wanted(
-        self, outputs: list[WantedTensor] | None, parameters: dict[str, Any], in_binary: bool
-    ) -> tuple[tuple[TensorSpec, bool], ...]:
-        in_binary = boolean(parameters, "binary_data_output", "parameters", in_binary)
-        if not outputs:
-            if self._json_refused and not in_binary:
-                for spec in self.metadata.outputs:
-                    _check_json_output(spec, "outputs")
-            return self._all_binary if in_binary else self._all_json
-        wanted: dict[str, tuple[TensorSpec, bool]] = {}
-        for index, output in enumerate(outputs):
-            field = f"outputs[{index}] '{output.name}'"
-            spec_or_none = self._outputs.get(output.name)
-            if spec_or_none is None:
-                raise BadRequest(
-                    400,
-                    f"{field}: model '{self.metadata.name}' has no such output; "
-                    f"expected {_names(self._outputs)}",
-                )
-            if output.name in wanted:
-                raise BadRequest(400, f"{field}: given twice")
-            own = output.parameters or {}
-            refuse_unsupported(own, f"{field}: parameters")
-            binary = boolean(own, "binary_data", f"{field}: parameters", in_binary)
-            if not binary:
-                _check_json_output(spec_or_none, field)
-            wanted[output.name] = (spec_or_none, binary)
-        return tuple(wanted.values())
-
     def _decode_raw(self, body: bytes | bytearray) -> Inference:
         """A body that is the data of the only input; its shape is derived, the answer is in binary."""
         if len(self._decoders) != 1:
             raise BadRequest(
                 400,
                 "Inference-Header-Content-Length is 0 (a raw body), but model "
-                f"'{self.metadata.name}' has {len(self._decoders)} inputs; expected exactly 1",
+                f"'{self._model}' has {len(self._decoders)} inputs; expected exactly 1",
             )
         ((name, decoder),) = self._decoders.items()
         field = f"inputs[0] '{name}'"
@@ -233,7 +219,7 @@ class ModelCodec:
             inputs={name: array},
             rows=self._rows(sizes),
             axes=self._axes(sizes),
-            wanted=self._all_binary,
+            wanted=self._outputs.all_binary,
         )
 
     def _raw_shape(self, decoder: TensorDecoder, n_bytes: int, field: str) -> tuple[int, ...]:
@@ -253,54 +239,22 @@ class ModelCodec:
             shape[free[0]] = n_bytes // known if known else 0
         return tuple(shape)
 
-    # --- encoding ---------------------------------------------------------------------------------
-
-    def slow_elements(self, outputs: Tensors, wanted: Sequence[tuple[TensorSpec, bool]]) -> int:
-        """How many elements of the answer are slow to encode."""
-        return sum(
-            outputs[spec.name].size for spec, binary in wanted if not binary or spec.datatype == "BYTES"
-        )
-
-    def encode(
-        self, outputs: Tensors, wanted: Sequence[tuple[TensorSpec, bool]], request_id: str | None
-    ) -> Encoded:
-        """The answer's body. Raises KeyError if the engine left out an output it has."""
-        entries: list[dict[str, Any]] = []
-        tail: list[bytes] = []
-        for spec, binary in wanted:
-            array = np.asarray(outputs[spec.name], DTYPES[spec.datatype], order="C")
-            entry: dict[str, Any] = {"name": spec.name, "datatype": spec.datatype, "shape": array.shape}
-            if binary:
-                data = to_bytes(array)
-                entry["parameters"] = {"binary_data_size": len(data)}
-                tail.append(data)
-            else:
-                entry["data"] = to_json(array, spec.name)
-            entries.append(entry)
-        answer: dict[str, Any] = {
-            "model_name": self.metadata.name,
-            "model_version": self.metadata.versions[-1],
-            "outputs": entries,
-        }
-        if request_id is not None:
-            answer["id"] = request_id
-        head = orjson.dumps(answer)
-        if not tail:
-            return Encoded(head, None)
-        return Encoded(b"".join((head, *tail)), len(head))
-
 
 class ModelCodecs:
-    """The codecs of the loaded models."""
+    """The codecs of the loaded models, which are those that `loaded` returns."""
 
-    def __init__(self, max_elements: int = MAX_ELEMENTS) -> None:
-        self._max_elements = max_elements
+    def __init__(
+        self, loaded: Callable[[], Mapping[str, ModelMetadata]], max_elements: int = MAX_ELEMENTS
+    ) -> None:
+        self._loaded, self._max_elements = loaded, max_elements
         self._codecs: dict[str, ModelCodec] = {}
 
     def of(self, metadata: ModelMetadata) -> ModelCodec:
         """The model's codec; a new one when it has been loaded anew."""
         codec = self._codecs.get(metadata.name)
         if codec is None or codec.metadata is not metadata:
+            loaded = self._loaded()
+            self._codecs = {name: known for name, known in self._codecs.items() if name in loaded}
             codec = self._codecs[metadata.name] = ModelCodec(metadata, self._max_elements)
         return codec
 
@@ -311,12 +265,3 @@ def _names(names: Any) -> str:
 
 def _misfit(field: str, shape: Sequence[int], spec: TensorSpec, dimension: int, rule: str) -> str:
     return f"{field}: shape {list(shape)} does not fit {list(spec.shape)}: dimension {dimension} {rule}"
-
-
-def _check_json_output(spec: TensorSpec, field: str) -> None:
-    if spec.datatype in BINARY_ONLY:
-        raise BadRequest(
-            400,
-            f"{field}: '{spec.name}' is {spec.datatype}, which cannot be sent as JSON; ask for it in binary "
-            "(binary_data or binary_data_output)",
-        )

@@ -3,11 +3,21 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 
 import orjson
 from msgspec import Struct
 
-from cotenant.domain import NS_PER_MS, NS_PER_S, JobClass, ModelMetadata, Outcome, OutcomeKind
+from cotenant.domain import (
+    NS_PER_MS,
+    NS_PER_S,
+    JobClass,
+    ModelMetadata,
+    Outcome,
+    OutcomeKind,
+    model_of,
+    version_of,
+)
 from cotenant.engine_client import Call, EngineClient, Reply
 from cotenant.redact import without_paths
 from cotenant.serve.errors import BadRequest
@@ -37,18 +47,41 @@ class Answer(Struct, frozen=True):
 
 
 def find_model(client: EngineClient, name: str, version: str | None) -> ModelMetadata:
-    """The loaded model. Raises BadRequest: 404 when unknown, 503 when configured but not loaded."""
-    metadata = client.metadata().get(name)
-    if metadata is None:
-        for status in client.status():
-            if status.name == name:
-                why = f" ({without_paths(status.reason)})" if status.reason else ""
-                raise BadRequest(503, f"{UNAVAILABLE}: model '{name}' is {status.state.lower()}{why}")
+    """The loaded model; of one with several versions the latest, unless one is asked for. Raises BadRequest:
+    404 when unknown, 503 when there is such a model but it is not loaded."""
+    models = client.metadata()
+    metadata = None if "@" in name else models.get(name)
+    if metadata is not None:
+        loaded: Sequence[str] = metadata.versions
+        if version is None or version in loaded:
+            return metadata
+    else:
+        loaded = versions_of(models, name)
+        if version is None and loaded:
+            return models[f"{name}@{loaded[-1]}"]
+        if version in loaded:
+            return models[f"{name}@{version}"]
+        _check_known(client, name, version)
+    if not loaded:
         raise BadRequest(404, f"unknown model '{name:.100}'")
-    if version is not None and version not in metadata.versions:
-        known = ", ".join(metadata.versions)
-        raise BadRequest(404, f"model '{name}' has no version '{version:.100}'; it has {known}")
-    return metadata
+    raise BadRequest(404, f"model '{name}' has no version '{version:.100}'; it has {', '.join(loaded)}")
+
+
+def versions_of(models: Mapping[str, ModelMetadata], name: str) -> list[str]:
+    """The loaded versions of a repository's model, ascending."""
+    prefix = f"{name}@"
+    return sorted((found[len(prefix) :] for found in models if found.startswith(prefix)), key=int)
+
+
+def _check_known(client: EngineClient, name: str, version: str | None) -> None:
+    """Raise a BadRequest (503) for a model, or a version of one, that is there but not loaded."""
+    for status in client.status():
+        if "@" in name or model_of(status.name) != name:
+            continue
+        if "@" in status.name and version not in (None, version_of(status.name)):
+            continue
+        why = f" ({without_paths(status.reason)})" if status.reason else ""
+        raise BadRequest(503, f"{UNAVAILABLE}: model '{name}' is {status.state.lower()}{why}")
 
 
 # --- deadline -------------------------------------------------------------------------------------

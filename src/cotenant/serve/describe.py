@@ -2,35 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
-from cotenant.domain import NS_PER_MS, ModelMetadata, TensorSpec
+from cotenant.domain import NS_PER_MS, ModelMetadata, TensorSpec, model_of
 from cotenant.engine_client import EngineClient, ModelStatistics
-from cotenant.serve.dataplane import UNAVAILABLE
+from cotenant.serve.dataplane import UNAVAILABLE, versions_of
 from cotenant.serve.errors import BadRequest
 from cotenant.serve.settings import ServeConfig
 
 EXTENSIONS = (
     "binary_tensor_data",
+    "classification",
+    "logging",
     "model_configuration",
-    "statistics",
     "schedule_policy",
+    "statistics",
 )
-"""V2 extensions that are supported in full, up to what `oip.UNSUPPORTED` refuses."""
+"""V2 extensions that every server supports, up to what it refuses by name."""
 
 
 def server_metadata(config: ServeConfig) -> dict[str, object]:
     """Name, version and extensions of the server."""
-    control = ("model_repository",) if config.allow_model_control else ()
-    return {"name": config.name, "version": config.version, "extensions": [*EXTENSIONS, *control]}
+    allowed = {
+        "model_repository": config.allow_model_control,
+        "system_shared_memory": config.shared_memory,
+    }
+    return {
+        "name": config.name,
+        "version": config.version,
+        "extensions": [*EXTENSIONS, *(name for name, allow in allowed.items() if allow)],
+    }
 
 
 def server_ready(client: EngineClient) -> bool:
-    """Whether requests are taken and no configured model is still loading. A model that failed to load does
-    not make the others unreachable, nor does one that is loaded later: a server that has once been ready
-    stays so as long as it takes requests."""
-    loading = any(status.state == "LOADING" for status in client.status())
-    client.was_ready = client.accepting() and (client.was_ready or not loading)
+    """Whether requests are taken and a model is there to answer them, unless none is expected. One that is
+    being loaded, or failed to load, does not make the others unreachable; and a server that has once been
+    ready stays so as long as it takes requests."""
+    states = {status.state for status in client.status()}
+    expected = "READY" in states or "LOADING" not in states
+    client.was_ready = client.accepting() and (client.was_ready or expected)
     return client.was_ready
 
 
@@ -38,14 +48,32 @@ def check_ready(client: EngineClient, metadata: ModelMetadata) -> None:
     """Raises BadRequest (503) unless the model can be asked."""
     for status in client.status():
         if status.name == metadata.name and status.state != "READY":
-            raise BadRequest(503, f"{UNAVAILABLE}: model '{metadata.name}' is {status.state.lower()}")
+            name = model_of(metadata.name)
+            raise BadRequest(503, f"{UNAVAILABLE}: model '{name}' is {status.state.lower()}")
 
 
-def model_metadata(metadata: ModelMetadata) -> dict[str, object]:
+def versions_served(client: EngineClient, metadata: ModelMetadata) -> Sequence[str]:
+    """Every version of the model that is loaded."""
+    if "@" not in metadata.name:
+        return metadata.versions
+    return versions_of(client.metadata(), model_of(metadata.name))
+
+
+def asked_for(
+    client: EngineClient, metadata: ModelMetadata, version: str | None
+) -> Mapping[str, ModelMetadata]:
+    """The version of a model that was found, or with no `version` asked for all its versions."""
+    if version is not None or "@" not in metadata.name:
+        return {metadata.name: metadata}
+    name, models = model_of(metadata.name), client.metadata()
+    return {found: models[found] for found in models if model_of(found) == name}
+
+
+def model_metadata(client: EngineClient, metadata: ModelMetadata) -> dict[str, object]:
     """V2's metadata of a model, and in `parameters` what else a client may want to know."""
     return {
-        "name": metadata.name,
-        "versions": metadata.versions,
+        "name": model_of(metadata.name),
+        "versions": versions_served(client, metadata),
         "platform": metadata.platform,
         "inputs": [_tensor(spec) for spec in metadata.inputs],
         "outputs": [_tensor(spec) for spec in metadata.outputs],
@@ -87,9 +115,11 @@ def _facts(metadata: ModelMetadata) -> dict[str, object]:
     }
 
 
-def triton_config(metadata: ModelMetadata) -> dict[str, object]:
+def triton_config(client: EngineClient, metadata: ModelMetadata) -> dict[str, object]:
     """Triton's ModelConfig of a model, as perf_analyzer and tritonclient read it: without the batch
-    dimension, which `max_batch_size` stands for (0: the model has none)."""
+    dimension, which `max_batch_size` stands for (0: the model has none). Its versions are those that are
+    served, whatever policy chose them."""
+    versions = versions_served(client, metadata)
 
     def tensor(spec: TensorSpec) -> dict[str, object]:
         kind = "STRING" if spec.datatype == "BYTES" else spec.datatype
@@ -97,10 +127,10 @@ def triton_config(metadata: ModelMetadata) -> dict[str, object]:
         return {"name": spec.name, "data_type": f"TYPE_{kind}", "dims": dims}
 
     config: dict[str, object] = {
-        "name": metadata.name,
+        "name": model_of(metadata.name),
         "platform": metadata.platform,
         "backend": metadata.platform.partition("_")[0],
-        "version_policy": {"latest": {"num_versions": 1}},
+        "version_policy": {"specific": {"versions": [int(version) for version in versions]}},
         "max_batch_size": metadata.spec.max_batch if metadata.batched else 0,
         "input": [tensor(spec) for spec in metadata.inputs],
         "output": [tensor(spec) for spec in metadata.outputs],
@@ -127,8 +157,9 @@ def triton_statistics(statistics: ModelStatistics, metadata: ModelMetadata) -> d
 
     none = (0, 0)
     instant = (statistics.compute[0], 0)
+    held = metadata.memory_bytes
     return {
-        "name": statistics.name,
+        "name": model_of(statistics.name),
         "version": metadata.versions[-1],
         "last_inference": statistics.last_inference_ms,
         "inference_count": statistics.inference_count,
@@ -152,5 +183,5 @@ def triton_statistics(statistics: ModelStatistics, metadata: ModelMetadata) -> d
             }
             for rows, count, total_ns in statistics.batches
         ],
-        "memory_usage": [],
+        "memory_usage": [] if held is None else [{"type": "CPU", "id": 0, "byte_size": held}],
     }

@@ -3,9 +3,11 @@ them through the gate first."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Protocol
 
+import orjson
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
@@ -18,14 +20,20 @@ from cotenant.serve.dataplane import UNAVAILABLE, Answer, error_answer
 from cotenant.serve.errors import BadRequest
 from cotenant.serve.gate import Gate
 from cotenant.serve.infer_route import InferRoute, OnSent, Receive, Scope, Send, send_answer
+from cotenant.serve.log_settings import LogSettings
 from cotenant.serve.model_routes import ModelRoutes
+from cotenant.serve.openapi import document
 from cotenant.serve.repository_routes import RepositoryRoutes
+from cotenant.serve.setting_routes import SettingRoutes
 from cotenant.serve.settings import ServeConfig
+from cotenant.serve.shared_memory import Regions, regions_of
+from cotenant.serve.shared_memory_routes import SharedMemoryRoutes
 
 __all__ = ["App", "MetricsPage", "ServeConfig", "make_app"]
 
 GREETING = """{name} {version}: models that share a device and keep their deadlines.
 GET /v2  GET /v2/models  POST /v2/models/MODEL/infer  GET /v2/requests/ID  GET /metrics
+GET /v2/openapi.json describes every page.
 """
 
 
@@ -83,15 +91,20 @@ def make_app(
     config: ServeConfig,
     gate: Gate | None = None,
     on_sent: OnSent | None = None,
+    regions: Regions | None = None,
 ) -> App:
     """The HTTP front end of one engine; without `metrics`, `/metrics` is unknown; without `gate` it is open
     to whoever reaches it. Other protocols of the same front end share its gate. `on_sent` is told how long
-    answering took."""
+    answering took. `regions`: shared memory that another protocol has a part in; by default its own."""
+    regions = regions or regions_of(config)
     gate = gate or Gate(None, config.door, client.now)
     routes = [
         Route("/", _greeting(config), methods=["GET"]),
         *ModelRoutes(client, config).routes(),
         *RepositoryRoutes(client, config).routes(),
+        *SharedMemoryRoutes(regions).routes(),
+        Route("/v2/openapi.json", _openapi(config), methods=["GET"]),
+        *SettingRoutes(client, LogSettings(logging.getLogger("cotenant"))).routes(),
         *_metrics_routes(metrics),
     ]
     rest = Starlette(
@@ -106,7 +119,7 @@ def make_app(
     )
     rest.router.redirect_slashes = False
     access = Access(gate, rest.router.routes, open_health=config.door.open_health, any_host=config.door.open)
-    return App(InferRoute(client, config, gate, on_sent), rest, client, access)
+    return App(InferRoute(client, config, gate, on_sent, regions), rest, client, access)
 
 
 def _greeting(config: ServeConfig) -> Callable[[Request], Awaitable[Response]]:
@@ -116,6 +129,15 @@ def _greeting(config: ServeConfig) -> Callable[[Request], Awaitable[Response]]:
         return PlainTextResponse(text)
 
     return greeting
+
+
+def _openapi(config: ServeConfig) -> Callable[[Request], Awaitable[Response]]:
+    text = orjson.dumps(document(config.version))
+
+    async def page(_: Request) -> Response:
+        return Response(text, media_type="application/json")
+
+    return page
 
 
 def _metrics_routes(metrics: MetricsPage | None) -> Sequence[Route]:

@@ -20,10 +20,12 @@ from cotenant.engine_client import EngineClient, Reply
 from cotenant.serve.access import denied
 from cotenant.serve.answering import AnswerTimes
 from cotenant.serve.codec import ModelCodec, ModelCodecs
+from cotenant.serve.compression import Inflater, accepted_coding, content_coding, deflate
 from cotenant.serve.dataplane import (
     JSON_TYPE,
     UNAVAILABLE,
     Answer,
+    Headers,
     budget_ns,
     error_answer,
     find_model,
@@ -35,6 +37,7 @@ from cotenant.serve.gate import Gate, Refusal, Ticket
 from cotenant.serve.keys import ANYONE, Principal
 from cotenant.serve.oip import Encoded, Inference
 from cotenant.serve.settings import ServeConfig
+from cotenant.serve.shared_memory import Regions
 from cotenant.telemetry.logs import Logger
 
 Scope = MutableMapping[str, Any]
@@ -46,6 +49,7 @@ OnSent = Callable[[str, int], None]
 
 _READ_HEADERS = frozenset(
     (
+        b"accept-encoding",
         b"content-length",
         b"content-encoding",
         b"inference-header-content-length",
@@ -115,14 +119,21 @@ class InferRoute:
     """Answers infer requests; holds the decoders of the loaded models."""
 
     def __init__(
-        self, client: EngineClient, config: ServeConfig, gate: Gate, on_sent: OnSent | None = None
+        self,
+        client: EngineClient,
+        config: ServeConfig,
+        gate: Gate,
+        on_sent: OnSent | None = None,
+        regions: Regions | None = None,
     ) -> None:
+        """`regions`: the shared memory that requests may refer to, where that is allowed."""
         self._client = client
         self._gate = gate
         self._config = config
         self._on_sent = on_sent
+        self._regions = regions
         self._times = AnswerTimes()
-        self._codecs = ModelCodecs(config.door.max_elements)
+        self._codecs = ModelCodecs(client.metadata, config.door.max_elements)
         self._pool = ThreadPoolExecutor(config.n_json_threads, thread_name_prefix="cotenant-json")
 
     async def __call__(
@@ -144,8 +155,11 @@ class InferRoute:
             headers = _headers(scope)
             metadata = find_model(self._client, model, version)
             ticket = self._enter(principal, metadata.name, headers)
+            coding = content_coding(headers.get(b"content-encoding"))
             counted = receive if b"content-length" in headers else _counted(receive, ticket)
             body = await self._body(headers, counted)
+            if coding is not None:
+                body = await self._inflated(coding, body)
             answer = await self._answer(
                 metadata, headers, body, receive, call_id, arrived_at, principal, ticket
             )
@@ -192,14 +206,8 @@ class InferRoute:
     # --- reading ----------------------------------------------------------------------------------
 
     async def _body(self, headers: dict[bytes, bytes], receive: Receive) -> bytes | bytearray:
-        """The whole body. Raises BadRequest (413, 408, 415) and ClientGoneError."""
+        """The whole body, as it was sent. Raises BadRequest (413, 408) and ClientGoneError."""
         limit = self._config.max_body_bytes
-        encoding = headers.get(b"content-encoding")
-        if encoding is not None and encoding.lower() != b"identity":
-            shown = encoding.decode("latin-1")
-            raise BadRequest(
-                415, f"header Content-Encoding: '{shown:.40}' is not supported; send the body as it is"
-            )
         declared = headers.get(b"content-length")
         if declared is not None and declared.isdigit() and int(declared) > limit:
             raise OversizeError(limit, unread=True)
@@ -227,6 +235,13 @@ class InferRoute:
             ) from None
         return body
 
+    async def _inflated(self, coding: bytes, body: bytes | bytearray) -> bytearray:
+        """A compressed body as it was before. Raises BadRequest (400, 413)."""
+        inflater = Inflater(coding, body, self._config.max_body_bytes)
+        if not inflater.begin(self._config.large_bytes):
+            await self._in_thread(inflater.finish)
+        return inflater.body
+
     # --- answering --------------------------------------------------------------------------------
 
     async def _answer(
@@ -243,10 +258,10 @@ class InferRoute:
         codec = self._codecs.of(metadata)
         json_bytes = _json_bytes(headers)
         inference: Inference
-        if codec.slow_bytes(body, json_bytes) > self._config.large_json_bytes:
-            inference = await self._in_thread(codec.decode, body, json_bytes)
+        if codec.slow_bytes(body, json_bytes) > self._config.large_json_bytes or self._is_shared(body):
+            inference = await self._in_thread(codec.decode, body, json_bytes, self._regions)
         else:
-            inference = codec.decode(body, json_bytes)
+            inference = codec.decode(body, json_bytes, self._regions)
         slo_ns = budget_ns(
             inference.timeout_us, headers.get(b"x-slo-ms"), headers.get(b"x-request-timeout-seconds")
         )
@@ -275,9 +290,15 @@ class InferRoute:
         ticket.outcome = reply.outcome
         if reply.outputs is None:
             return refusal(reply.outcome)
-        return await self._success(codec, inference, reply)
+        return await self._success(codec, inference, reply, headers)
 
-    async def _success(self, codec: ModelCodec, inference: Inference, reply: Reply) -> Answer:
+    def _is_shared(self, body: bytes | bytearray) -> bool:
+        """Whether a request refers to shared memory, which may be large whatever the body is."""
+        return self._regions is not None and b"shared_memory_region" in body
+
+    async def _success(
+        self, codec: ModelCodec, inference: Inference, reply: Reply, asked: dict[bytes, bytes]
+    ) -> Answer:
         assert reply.outputs is not None
         encoded: Encoded
         # a number takes about 10 bytes as JSON
@@ -291,7 +312,24 @@ class InferRoute:
             headers = [_BINARY_TYPE, (b"inference-header-content-length", b"%d" % encoded.json_bytes)]
         if reply.outcome.kind is OutcomeKind.LATE:
             headers.append(_LATE)
-        return Answer(200, headers, encoded.body, reply.outcome.ended_at)
+        body = await self._deflated(encoded.body, accepted_coding(asked.get(b"accept-encoding")), headers)
+        return Answer(200, headers, body, reply.outcome.ended_at)
+
+    async def _deflated(self, body: bytes, coding: bytes | None, headers: Headers) -> bytes:
+        """The body of an answer, compressed where the client takes it and it gains; its headers say so."""
+        if len(body) < self._config.compress_from_bytes:
+            return body
+        headers.append((b"vary", b"accept-encoding"))
+        if coding is None:
+            return body
+        if len(body) > self._config.large_bytes:
+            smaller: bytes = await self._in_thread(deflate, body, coding)
+        else:
+            smaller = deflate(body, coding)
+        if len(smaller) >= len(body):
+            return body
+        headers.append((b"content-encoding", coding))
+        return smaller
 
     async def _in_thread(self, work: Callable[..., Any], *arguments: Any) -> Any:
         return await asyncio.get_running_loop().run_in_executor(self._pool, work, *arguments)

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import orjson
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from cotenant.domain import ModelMetadata
+from cotenant.domain import ModelMetadata, model_of
 from cotenant.engine_client import EngineClient
+from cotenant.serve.bodies import json_response
 from cotenant.serve.dataplane import find_model
 from cotenant.serve.describe import (
+    asked_for,
     check_ready,
     model_metadata,
     model_statistics,
@@ -23,11 +24,6 @@ from cotenant.serve.describe import (
 from cotenant.serve.errors import BadRequest
 from cotenant.serve.settings import ServeConfig
 from cotenant.telemetry.explanation import FORGOTTEN, UNKNOWN
-
-
-def json_response(value: object, status: int = 200) -> Response:
-    """A JSON response."""
-    return Response(orjson.dumps(value), status, media_type="application/json")
 
 
 class ModelRoutes:
@@ -70,9 +66,7 @@ class ModelRoutes:
         return json_response({"live": True})
 
     async def ready(self, _: Request) -> Response:
-        """200 when requests are taken and no configured model is still loading. A model that failed to load
-        does not make the others unreachable, nor does one that is loaded later: a server that has once been
-        ready stays so until it stops taking requests."""
+        """200 when requests are taken and models are there to answer them (`describe.server_ready`)."""
         absence = self._client.absence()
         if absence is not None:
             return json_response({"ready": False, "reason": absence.reason}, 503)
@@ -81,26 +75,26 @@ class ModelRoutes:
 
     async def models(self, _: Request) -> Response:
         """Names of the loaded models."""
-        return json_response({"models": sorted(self._client.metadata())})
+        return json_response({"models": sorted(set(map(model_of, self._client.metadata())))})
 
     async def model(self, request: Request) -> Response:
         """Model metadata."""
-        return json_response(model_metadata(self._find(request)))
+        return json_response(model_metadata(self._client, self._find(request)))
 
     async def model_ready(self, request: Request) -> Response:
         """200 when the model can be asked; else 503, or 404 when unknown."""
         metadata = self._find(request)
         check_ready(self._client, metadata)
-        return json_response({"name": metadata.name, "ready": True})
+        return json_response({"name": model_of(metadata.name), "ready": True})
 
     async def model_config(self, request: Request) -> Response:
         """The model's configuration in the form of Triton's ModelConfig."""
-        return json_response(triton_config(self._find(request)))
+        return json_response(triton_config(self._client, self._find(request)))
 
     async def model_statistics(self, request: Request) -> Response:
-        """Statistics of one model."""
+        """Statistics of one version of a model, or of all its versions."""
         metadata = self._find(request)
-        return await self._statistics({metadata.name: metadata})
+        return await self._statistics(asked_for(self._client, metadata, request.path_params.get("version")))
 
     async def all_statistics(self, _: Request) -> Response:
         """Statistics of every loaded model."""

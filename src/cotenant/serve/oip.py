@@ -1,9 +1,9 @@
 """Open Inference Protocol V2: the infer request as it stands on the wire, and its parameters.
 
 A body is JSON, or JSON followed by binary tensors (`Inference-Header-Content-Length` says where the JSON
-ends), or nothing but the raw data of a single input (that header is 0). Members that V2 does not define are
-ignored, like parameters that no part of this server reads; everything else is checked, and every failure is
-a `BadRequest` that names the field.
+ends), or nothing but the raw data of a single input (that header is 0). Nothing is ignored: a member or a
+parameter that no part of this server reads is refused by name, for the client expects something of it.
+Everything else is checked too, and every failure is a `BadRequest` that names the field.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from msgspec import Raw, Struct
 
 from cotenant.domain import Axes, TensorSpec
 from cotenant.serve.errors import BadRequest
+from cotenant.serve.shared_memory import Place
 from cotenant.serve.tensors import Array, TensorDecoder, json_problem
 
 __all__ = [
@@ -26,14 +27,24 @@ __all__ = [
     "Inference",
     "InputTensor",
     "TensorData",
+    "Wanted",
     "WantedTensor",
 ]
 
-UNSUPPORTED = ("shared_memory_region", "classification", "sequence_id")
-"""Parameters that ask for what this server cannot do: answering as if they were absent would be wrong."""
+REGION = "shared_memory_region"
+_PLACE = (REGION, "shared_memory_offset", "shared_memory_byte_size")
+OF_REQUEST = ("timeout", "priority", "binary_data_output")
+"""Parameters of a request."""
+OF_INPUT = ("binary_data_size", *_PLACE)
+"""Parameters of an input."""
+OF_OUTPUT = ("binary_data", "classification", *_PLACE)
+"""Parameters of a requested output."""
+BESIDES_SHARED = "has parameters.shared_memory_region and data besides; expected one"
+UNSUPPORTED = ("sequence_id", "sequence_start", "sequence_end")
+"""Parameters that ask for what this server cannot do; asking for nothing (0, false) they may stand."""
 
 
-class InputTensor(Struct, gc=False):
+class InputTensor(Struct, gc=False, forbid_unknown_fields=True):
     """One entry of `inputs` as it stands in the JSON."""
 
     name: str
@@ -43,18 +54,19 @@ class InputTensor(Struct, gc=False):
     data: Raw = Raw(b"")
 
 
-class WantedTensor(Struct, gc=False):
+class WantedTensor(Struct, gc=False, forbid_unknown_fields=True):
     """One entry of `outputs` as it stands in the JSON."""
 
     name: str
     parameters: dict[str, Any] | None = None
 
 
-class InferRequest(Struct, gc=False):
-    """The JSON of an infer request."""
+class InferRequest(Struct, gc=False, forbid_unknown_fields=True):
+    """The JSON of an infer request. `model_name` says once more what the path says: KServe's client does."""
 
     inputs: list[InputTensor]
     id: str | None = None
+    model_name: str | None = None
     parameters: dict[str, Any] | None = None
     outputs: list[WantedTensor] | None = None
 
@@ -62,15 +74,25 @@ class InferRequest(Struct, gc=False):
 REQUEST = msgspec.json.Decoder(InferRequest)
 
 
+class Wanted(Struct, frozen=True):
+    """An output that was asked for: in binary or as JSON, all of it or its `n_classes` highest (0: all), sent
+    or written to a `place`."""
+
+    spec: TensorSpec
+    binary: bool = False
+    n_classes: int = 0
+    place: Place | None = None
+
+
 class Inference(Struct, frozen=True, kw_only=True):
-    """A validated infer request. `axes` are bucket sizes. `wanted` pairs each output with "in binary".
-    `timeout_us` and `priority` are as the client gave them; the data plane checks them."""
+    """A validated infer request. `axes` are bucket sizes. `timeout_us` and `priority` are as the client gave
+    them; the data plane checks them."""
 
     id: str | None
     inputs: dict[str, Array]
     rows: int
     axes: Axes
-    wanted: tuple[tuple[TensorSpec, bool], ...]
+    wanted: tuple[Wanted, ...]
     timeout_us: object = None
     priority: object = 0
 
@@ -94,11 +116,14 @@ def decode_json(decoder: msgspec.json.Decoder[Any], text: bytes | bytearray | me
         raise BadRequest(400, "body: holds a string that is not UTF-8") from None
 
 
-def refuse_unsupported(parameters: dict[str, Any], field: str) -> None:
-    """Raise a BadRequest for a parameter in `UNSUPPORTED` that asks for something."""
-    for name in UNSUPPORTED:
-        if parameters.get(name):
+def check_parameters(parameters: dict[str, Any], known: tuple[str, ...], field: str) -> None:
+    """Raise a BadRequest for a parameter that is not `known` here."""
+    for name, value in parameters.items():
+        if name in known or (name in UNSUPPORTED and not value):
+            continue
+        if name in UNSUPPORTED:
             raise BadRequest(400, f"{field}.{name}: not supported by this server")
+        raise BadRequest(400, f"{field}.{name:.100}: unknown parameter; known here: {', '.join(known)}")
 
 
 def boolean(parameters: dict[str, Any], name: str, field: str, default: bool) -> bool:
@@ -114,6 +139,10 @@ class TensorData(Protocol):
 
     def read(self, index: int, tensor: InputTensor, decoder: TensorDecoder, field: str) -> Array:
         """The values of input `index`, whose shape has been checked. Raises BadRequest."""
+        ...
+
+    def absent(self, index: int, tensor: InputTensor, field: str) -> None:
+        """The values of input `index` lie in shared memory. Raises BadRequest when they are here too."""
         ...
 
     def finish(self) -> None:
@@ -143,6 +172,10 @@ class BodyData:
             )
         self._at += n_bytes
         return decoder.from_bytes(self._binary[at : at + n_bytes], tensor.shape, field)
+
+    def absent(self, index: int, tensor: InputTensor, field: str) -> None:
+        if tensor.data or (tensor.parameters or {}).get("binary_data_size") is not None:
+            raise BadRequest(400, f"{field}: {BESIDES_SHARED}")
 
     def finish(self) -> None:
         if self._at != len(self._binary):

@@ -10,22 +10,18 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from cotenant.engine_client import EngineClient
-from cotenant.serve.errors import BadRequest
-from cotenant.serve.model_routes import json_response
-from cotenant.serve.oip import decode_json
+from cotenant.serve.bodies import json_response, read_json
 from cotenant.serve.repository import check_allowed, check_control, check_done, repository_index
 from cotenant.serve.settings import ServeConfig
 
-MAX_BODY_BYTES = 64 * 1024
 
-
-class IndexRequest(msgspec.Struct):
+class IndexRequest(msgspec.Struct, forbid_unknown_fields=True):
     """Body of an index request."""
 
     ready: bool = False
 
 
-class ControlRequest(msgspec.Struct):
+class ControlRequest(msgspec.Struct, forbid_unknown_fields=True):
     """Body of a load or unload request."""
 
     parameters: dict[str, Any] | None = None
@@ -51,12 +47,12 @@ class RepositoryRoutes:
         ]
 
     async def index(self, request: Request) -> Response:
-        """Every configured model with its state; with `{"ready": true}` only those that are loaded."""
-        wanted: IndexRequest = await _decode(request, _INDEX, IndexRequest())
+        """Every model that could be loaded with its state; with `{"ready": true}` only those that are."""
+        wanted: IndexRequest = await read_json(request, _INDEX, IndexRequest())
         return json_response(repository_index(self._client, ready_only=wanted.ready))
 
     async def load(self, request: Request) -> Response:
-        """Load a configured model; answers when it is loaded."""
+        """Load a model, or load it anew; answers when it is loaded."""
         name = await self._controlled(request)
         check_done("load", name, await self._client.load(name))
         return json_response({})
@@ -70,16 +66,7 @@ class RepositoryRoutes:
     async def _controlled(self, request: Request) -> str:
         """The model's name, after every check."""
         check_allowed(self._config, from_web="origin" in request.headers)
-        control: ControlRequest = await _decode(request, _CONTROL, ControlRequest())
+        control: ControlRequest = await read_json(request, _CONTROL, ControlRequest())
         name: str = request.path_params["model"]
-        check_control(self._client, name, control.parameters or {})
+        check_control(self._client, self._config, name, control.parameters or {})
         return name
-
-
-async def _decode(request: Request, decoder: msgspec.json.Decoder[Any], empty: Any) -> Any:
-    body = bytearray()
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > MAX_BODY_BYTES:
-            raise BadRequest(413, f"the body is larger than the limit of {MAX_BODY_BYTES} bytes")
-    return decode_json(decoder, bytes(body)) if body else empty

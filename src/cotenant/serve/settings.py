@@ -79,11 +79,15 @@ class ServeConfig:
     version: str = __version__
     """Server version in `GET /v2`."""
     max_body_bytes: int = 64 * 1024 * 1024
-    """Largest request body, in bytes, as sent and as decompressed; more is answered with 413."""
+    """Largest request body, in bytes, compressed or not; more is answered with 413."""
     large_json_bytes: int = 64 * 1024
     """JSON longer than this, in bytes, is decoded and encoded off the event loop."""
+    large_bytes: int = 16 * 1024
+    """Bodies longer than this, in bytes, are compressed and decompressed off the event loop."""
+    compress_from_bytes: int = 1024
+    """Answers at least so long, in bytes, are compressed where the client takes it."""
     n_json_threads: int = 2
-    """Threads for large JSON."""
+    """Threads for large bodies."""
     body_timeout_s: float = 30.0
     """Longest wait for the rest of a request body, in seconds; then 408."""
     watch_after_ms: float = 5.0
@@ -98,3 +102,7 @@ class ServeConfig:
     """What is less is not logged there."""
     door: FrontDoor = FrontDoor()
     """Limits, and who may come in."""
+    repository: bool = False
+    """Whether there may be more models to load than the engine's status lists: a repository's."""
+    shared_memory: bool = False
+    """Whether clients on this machine may hand tensors over in system shared memory."""

@@ -41,7 +41,7 @@ class _OfModel:
 
 
 class TritonMetrics:
-    """An `Observer`. `version_of`: the newest version of a model."""
+    """An `Observer`. `version_of`: the newest version of a model whose name has none."""
 
     def __init__(self, version_of: Callable[[str], str] = lambda model: "1") -> None:
         self.version_of = version_of
@@ -98,11 +98,13 @@ class TritonMetrics:
             "nv_inference_first_response_histogram_ms", "Arrival to answer (ms).", labels=["model", "version"]
         )
         for model, sums in models:
-            sums.first_response.add_to(response, [model, self.version_of(model)])
+            sums.first_response.add_to(response, list(self._labels(model).values()))
         yield response
 
     def _labels(self, model: str) -> dict[str, str]:
-        return {"model": model, "version": self.version_of(model)}
+        """To the engine a version of a repository's model is a model of its own; Triton has labels for it."""
+        name, _, version = model.partition("@")
+        return {"model": name, "version": version or self.version_of(model)}
 
 
 COUNTERS: tuple[tuple[str, str, Callable[[_OfModel], Count]], ...] = (

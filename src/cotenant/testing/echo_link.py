@@ -38,7 +38,8 @@ class EchoLink:
 
     It answers on the next turn of the event loop. `next_outcome` (and `next_reason`, `next_predicted_ns`)
     decides how the next call ends; `hang_next` leaves it unanswered until it is cancelled or `release()`d.
-    A call that breaks the contract of `Call` raises AssertionError.
+    `control_error` is what loading a model ends with. A call that breaks the contract of `Call` raises
+    AssertionError.
     """
 
     def __init__(self, *models: ModelMetadata) -> None:
@@ -52,6 +53,7 @@ class EchoLink:
         self.next_predicted_ns: int | None = None
         self.hang_next = False
         self.draining = False
+        self.control_error: str | None = None
         self.calls: list[Call] = []
         self.cancelled: list[str] = []
 
@@ -121,6 +123,9 @@ class EchoLink:
     def refused(self, model: str, reason: str) -> None: ...
 
     def load(self, name: str, done: Callable[[str | None], None]) -> None:
+        if self.control_error is not None:
+            done(self.control_error)
+            return
         if name in self._configured:
             self._models[name] = self._configured[name]
         done(None if name in self._configured else "no such model")

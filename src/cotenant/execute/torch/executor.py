@@ -26,6 +26,7 @@ from cotenant.domain import (
 )
 from cotenant.execute.lanes import lane_layout
 from cotenant.execute.maintenance import Loaded, Maintenance
+from cotenant.execute.memory import HostMemory, MemoryBudget
 from cotenant.execute.model import ModelSettings
 from cotenant.execute.torch.captures import check_memory
 from cotenant.execute.torch.cuda import CudaStream
@@ -76,12 +77,16 @@ def _reason(settings: ModelSettings, error: Exception) -> str:
     )
 
 
+def _weight_bytes(module: torch.nn.Module) -> int:
+    return sum(tensor.nbytes for tensor in (*module.parameters(), *module.buffers()))
+
+
 class TorchExecutor:
     """Implements the `Executor` port. `load` and `unload` may be called from any thread.
 
     `device`: `cpu`, or `cuda` with its number; lanes default to one per core, or to four on CUDA. With
     `partitions` dispatches can be confined to the shares that `lanes` then name, if the device has any; else
-    `why_whole` says why not."""
+    `why_whole` says why not. `memory_limit`: bytes of the device that all models may take."""
 
     def __init__(
         self,
@@ -91,6 +96,7 @@ class TorchExecutor:
         device: str = "cpu",
         *,
         partitions: bool = False,
+        memory_limit: int | None = None,
     ) -> None:
         self._cores = available_cores()
         self._device = torch.device(device)
@@ -107,13 +113,20 @@ class TorchExecutor:
         self._known: dict[str, tuple[Blueprint, ModelSettings]] = {}
         self._current: dict[int, CudaStream] = {}
         self._sink: Sink | None = None
+        self._host = HostMemory(frozenset(self._cores))
+        self._memory = MemoryBudget(memory_limit, self._host.in_use if on_cpu else self._reserved_bytes)
         self._loading = threading.Lock()
         self._streams: list[CpuStream | CudaStream] = []
         self._device_clock = None if on_cpu else DeviceClock(clock, self._device)
         self._warming = self._warming_streams()
         self._pump = Pump(len(self.lanes), self._new_stream, clock)
         self._maintenance = Maintenance(
-            frozenset(self._cores), self._load_and_profile, self.unload, describe, self._post
+            frozenset(self._cores),
+            self._load_and_profile,
+            self.unload,
+            describe,
+            self._post,
+            self._host.give_back,
         )
 
     def _new_stream(self, lane: int) -> Stream:
@@ -153,11 +166,12 @@ class TorchExecutor:
         ValueError naming the model and the reason; a model of the same name stays then."""
         with self._loading:
             try:
-                model = prepare(blueprint, settings, self._device)
-                self._warm(model)
-                if self._current:
-                    check_memory(model, len(self._current), len(self.lanes[0].shares))
-                self._capture(model)
+                with self._memory.loading(settings.name, _weight_bytes(blueprint.module)):
+                    model = prepare(blueprint, settings, self._device)
+                    self._warm(model)
+                    if self._current:
+                        check_memory(model, len(self._current), len(self.lanes[0].shares))
+                    self._capture(model)
             except Exception as error:
                 raise ValueError(_reason(settings, error)) from error
             self._known[settings.name] = (blueprint, settings)
@@ -166,6 +180,10 @@ class TorchExecutor:
         if replaced is not None:
             self._pump.forget(replaced)
         return model.metadata
+
+    def _reserved_bytes(self) -> int:
+        """Memory of the device that torch holds."""
+        return int(torch.cuda.memory_reserved(self._device))
 
     def _capture(self, model: TorchModel) -> None:
         """On every lane or, when that fails, on none."""
@@ -182,6 +200,7 @@ class TorchExecutor:
         model = self.models.pop(name, None)
         if model is None:
             raise ValueError(f"model {name!r} is not loaded")
+        self._memory.unloaded(name)
         self._pump.forget(model)
 
     def _warm(self, model: TorchModel) -> None:
@@ -254,6 +273,7 @@ class TorchExecutor:
         for stream in self._streams:
             stream.join(CLOSE_WAIT_S)
         self._maintenance.join(CLOSE_WAIT_S)
+        self._host.stop()
 
     # --- maintenance ----------------------------------------------------------------------------------
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, NoReturn, TypeVar
 
 import orjson
@@ -12,6 +12,7 @@ from google.protobuf.message import Message
 from cotenant.engine_client import EngineClient
 from cotenant.serve.dataplane import find_model
 from cotenant.serve.describe import (
+    asked_for,
     check_ready,
     model_metadata,
     model_statistics,
@@ -21,19 +22,14 @@ from cotenant.serve.describe import (
 )
 from cotenant.serve.errors import BadRequest
 from cotenant.serve.grpc import inference_pb2 as pb
+from cotenant.serve.grpc.shared_memory import Method, SharedMemoryRpcs
 from cotenant.serve.repository import check_allowed, check_control, check_done, repository_index
 from cotenant.serve.settings import ServeConfig
+from cotenant.serve.shared_memory import Regions
 
 M = TypeVar("M", bound=Message)
-Method = Callable[[Any, bool], Awaitable[Message]]
-"""Answers a message; told whether the call has an Origin, so that a browser sends it on behalf of a page."""
-
-NO_SYSTEM = "system shared memory is not supported over gRPC; send tensors in the request"
 NO_CUDA = "CUDA shared memory is not supported by this server; send tensors in the request"
 REFUSED: Mapping[str, tuple[type[Message], str]] = {
-    "SystemSharedMemoryStatus": (pb.SystemSharedMemoryStatusRequest, NO_SYSTEM),
-    "SystemSharedMemoryRegister": (pb.SystemSharedMemoryRegisterRequest, NO_SYSTEM),
-    "SystemSharedMemoryUnregister": (pb.SystemSharedMemoryUnregisterRequest, NO_SYSTEM),
     "CudaSharedMemoryStatus": (pb.CudaSharedMemoryStatusRequest, NO_CUDA),
     "CudaSharedMemoryRegister": (pb.CudaSharedMemoryRegisterRequest, NO_CUDA),
     "CudaSharedMemoryUnregister": (pb.CudaSharedMemoryUnregisterRequest, NO_CUDA),
@@ -46,7 +42,7 @@ REFUSED: Mapping[str, tuple[type[Message], str]] = {
 class ControlRpcs:
     """The methods by name."""
 
-    def __init__(self, client: EngineClient, config: ServeConfig) -> None:
+    def __init__(self, client: EngineClient, config: ServeConfig, regions: Regions | None) -> None:
         self._client = client
         self._config = config
         self.methods: Mapping[str, tuple[type[Message], Method]] = {
@@ -60,6 +56,7 @@ class ControlRpcs:
             "RepositoryIndex": (pb.RepositoryIndexRequest, self.repository_index),
             "RepositoryModelLoad": (pb.RepositoryModelLoadRequest, self.load),
             "RepositoryModelUnload": (pb.RepositoryModelUnloadRequest, self.unload),
+            **SharedMemoryRpcs(regions).methods,
             **{name: (request, _refuse(why)) for name, (request, why) in REFUSED.items()},
         }
         """Method -> (the message that it takes, what answers it)."""
@@ -90,7 +87,7 @@ class ControlRpcs:
 
     async def model_metadata(self, asked: pb.ModelMetadataRequest, _: bool) -> Message:
         """Model metadata; `properties` holds as JSON what HTTP calls `parameters`."""
-        found = model_metadata(find_model(self._client, asked.name, asked.version or None))
+        found = model_metadata(self._client, find_model(self._client, asked.name, asked.version or None))
         facts = found.pop("parameters")
         assert isinstance(facts, dict)
         found["properties"] = {name: orjson.dumps(value).decode() for name, value in facts.items()}
@@ -98,38 +95,46 @@ class ControlRpcs:
 
     async def model_config(self, asked: pb.ModelConfigRequest, _: bool) -> Message:
         """The model's configuration in the form of Triton's ModelConfig."""
-        config = triton_config(find_model(self._client, asked.name, asked.version or None))
+        config = triton_config(self._client, find_model(self._client, asked.name, asked.version or None))
         return _filled(pb.ModelConfigResponse(), {"config": config})
 
     async def model_statistics(self, asked: pb.ModelStatisticsRequest, _: bool) -> Message:
-        """Statistics of one model, or of all."""
+        """Statistics of one version of a model, of all its versions, or of all models."""
         models = self._client.metadata()
         if asked.name:
             metadata = find_model(self._client, asked.name, asked.version or None)
-            models = {metadata.name: metadata}
+            models = asked_for(self._client, metadata, asked.version or None)
         found = await model_statistics(self._client, models)
         return _filled(pb.ModelStatisticsResponse(), {"model_stats": found})
 
     # --- model repository -------------------------------------------------------------------------
 
     async def repository_index(self, asked: pb.RepositoryIndexRequest, _: bool) -> Message:
-        """Every configured model with its state."""
+        """Every model that could be loaded with its state."""
         found = repository_index(self._client, ready_only=asked.ready)
         return _filled(pb.RepositoryIndexResponse(), {"models": found})
 
     async def load(self, asked: pb.RepositoryModelLoadRequest, from_web: bool) -> Message:
-        """Load a configured model; answers when it is loaded."""
+        """Load a model, or load it anew; answers when it is loaded."""
         check_allowed(self._config, from_web=from_web)
-        check_control(self._client, asked.model_name, asked.parameters)
+        check_control(self._client, self._config, asked.model_name, _parameters(asked.parameters))
         check_done("load", asked.model_name, await self._client.load(asked.model_name))
         return pb.RepositoryModelLoadResponse()
 
     async def unload(self, asked: pb.RepositoryModelUnloadRequest, from_web: bool) -> Message:
         """Unload a model; answers when it is unloaded."""
         check_allowed(self._config, from_web=from_web)
-        check_control(self._client, asked.model_name, asked.parameters)
+        check_control(self._client, self._config, asked.model_name, _parameters(asked.parameters))
         check_done("unload", asked.model_name, await self._client.unload(asked.model_name))
         return pb.RepositoryModelUnloadResponse()
+
+
+def _parameters(found: Mapping[str, pb.ModelRepositoryParameter]) -> dict[str, object]:
+    """Parameters as JSON would give them."""
+    return {
+        name: getattr(parameter, parameter.WhichOneof("parameter_choice") or "", None)
+        for name, parameter in found.items()
+    }
 
 
 def _filled(message: M, value: Mapping[str, object]) -> M:

@@ -1,5 +1,5 @@
 """`grpc.health.v1.Health` from the engine's own state: for the server ("" or the inference service) and for
-each configured model by its name."""
+each model that could be loaded by its name: it serves when one of its versions does."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 from grpc import StatusCode
 from grpc_health.v1 import health_pb2
 
+from cotenant.domain import model_of
 from cotenant.engine_client import EngineClient
 from cotenant.serve.describe import server_ready
 
@@ -32,11 +33,10 @@ class Health:
         """SERVING, NOT_SERVING or SERVICE_UNKNOWN."""
         if service in ("", INFERENCE):
             return SERVING if server_ready(self._client) else NOT_SERVING
-        for model in self._client.status():
-            if model.name == service:
-                ready = model.state == "READY" and self._client.accepting()
-                return SERVING if ready else NOT_SERVING
-        return SERVICE_UNKNOWN
+        states = {model.state for model in self._client.status() if model_of(model.name) == service}
+        if not states:
+            return SERVICE_UNKNOWN
+        return SERVING if "READY" in states and self._client.accepting() else NOT_SERVING
 
     async def check(self, request: Any, context: Any) -> Any:
         """Check: the status now."""
@@ -47,7 +47,7 @@ class Health:
 
     async def list(self, _: Any, __: Any) -> Any:
         """List: the status of everything there is."""
-        names = ["", INFERENCE, *(model.name for model in self._client.status())]
+        names = ["", INFERENCE, *{model_of(model.name): None for model in self._client.status()}]
         return health_pb2.HealthListResponse(
             statuses={name: health_pb2.HealthCheckResponse(status=self.status(name)) for name in names}
         )

@@ -24,6 +24,7 @@ from cotenant.serve.grpc.settling import Asked, Settled, Settler
 from cotenant.serve.grpc.status import code_of, details_of, failed_on_stream, trailing_metadata
 from cotenant.serve.keys import Principal
 from cotenant.serve.settings import ServeConfig
+from cotenant.serve.shared_memory import Regions
 
 
 class Budgets(Struct, frozen=True):
@@ -47,10 +48,15 @@ class InferRpcs:
     """The two methods that infer."""
 
     def __init__(
-        self, client: EngineClient, config: ServeConfig, grpc_config: GrpcConfig, gate: Gate
+        self,
+        client: EngineClient,
+        config: ServeConfig,
+        grpc_config: GrpcConfig,
+        gate: Gate,
+        regions: Regions | None,
     ) -> None:
         self._client, self._gate = client, gate
-        self._settler = Settler(client, config, gate)
+        self._settler = Settler(client, config, gate, regions)
         self._max_in_flight = grpc_config.max_in_flight_per_stream
 
     async def unary(

@@ -10,7 +10,7 @@ import numpy as np
 
 from cotenant.serve.errors import BadRequest
 from cotenant.serve.grpc import inference_pb2 as pb
-from cotenant.serve.oip import InferRequest, InputTensor, WantedTensor
+from cotenant.serve.oip import BESIDES_SHARED, REGION, InferRequest, InputTensor, WantedTensor
 from cotenant.serve.tensors import BINARY_ONLY, Array, TensorDecoder
 
 CONTENTS: Mapping[str, str] = {
@@ -89,15 +89,9 @@ class MessageData:
     """The values of a request over gRPC: raw for every input, or typed in each."""
 
     def __init__(self, message: pb.ModelInferRequest) -> None:
-        """Raises BadRequest."""
         self._inputs = message.inputs
         self._raw: list[bytes] = list(message.raw_input_contents)
-        if self._raw and len(self._raw) != len(self._inputs):
-            raise BadRequest(
-                400,
-                f"raw_input_contents: has {len(self._raw)} entries for {len(self._inputs)} inputs; "
-                "expected one per input, or none",
-            )
+        self._n_read = 0
         self.raw_bytes = sum(map(len, self._raw))
         """Size of the raw values."""
 
@@ -107,10 +101,32 @@ class MessageData:
             return _typed(given.contents, tensor, decoder, field)
         if given.HasField("contents"):
             raise BadRequest(400, f"{field}: has contents besides raw_input_contents; expected one of them")
-        return decoder.from_bytes(memoryview(self._raw[index]), tensor.shape, field)
+        if self._n_read == len(self._raw):
+            raise self._misfit()
+        self._n_read += 1
+        return decoder.from_bytes(memoryview(self._raw[self._n_read - 1]), tensor.shape, field)
+
+    def absent(self, index: int, tensor: InputTensor, field: str) -> None:
+        if self._inputs[index].HasField("contents"):
+            raise BadRequest(400, f"{field}: {BESIDES_SHARED}")
 
     def finish(self) -> None:
-        """Raw values are one per input: nothing can be left over."""
+        if self._raw and self._n_read != len(self._raw):
+            raise self._misfit()
+
+    def _misfit(self) -> BadRequest:
+        n_here = sum(not _is_shared(tensor) for tensor in self._inputs)
+        beside = "" if n_here == len(self._inputs) else " that are not in shared memory"
+        return BadRequest(
+            400,
+            f"raw_input_contents: has {len(self._raw)} entries for {n_here} inputs{beside}; "
+            "expected one per input, or none",
+        )
+
+
+def _is_shared(tensor: pb.ModelInferRequest.InferInputTensor) -> bool:
+    region = tensor.parameters.get(REGION)
+    return region is not None and region.string_param != ""
 
 
 def _typed(

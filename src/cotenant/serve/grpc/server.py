@@ -15,6 +15,7 @@ from cotenant.serve.grpc.service import Service
 from cotenant.serve.grpc.settings import GrpcConfig
 from cotenant.serve.server import DRAIN_LIMIT_S, bind
 from cotenant.serve.settings import ServeConfig
+from cotenant.serve.shared_memory import Regions, regions_of
 
 
 @asynccontextmanager
@@ -25,17 +26,20 @@ async def serving_grpc(
     port: int,
     *,
     grpc_config: GrpcConfig | None = None,
+    regions: Regions | None = None,
     drain_limit_s: float = DRAIN_LIMIT_S,
     gate: Gate | None = None,
     tls: TlsFiles | None = None,
 ) -> AsyncIterator[int]:
     """Serve inside the `async with`; yields the port, which is one that is free when `port` is 0. On leaving,
     no more calls are taken, and those in flight may finish, at most `drain_limit_s` seconds, after which they
-    are cancelled. Without `gate` it is open to whoever reaches it; with `tls` it speaks nothing else. Raises
-    OSError when the address cannot be had."""
+    are cancelled. `regions`: shared memory that another protocol has a part in; by default its own. Without
+    `gate` it is open to whoever reaches it; with `tls` it speaks nothing else. Raises OSError when the
+    address cannot be had."""
+    regions = regions or regions_of(config)
     grpc_config = grpc_config or GrpcConfig()
     server = aio.server(options=_options(config, grpc_config))
-    server.add_generic_rpc_handlers((Service(client, config, grpc_config, gate),))
+    server.add_generic_rpc_handlers((Service(client, config, grpc_config, gate, regions),))
     address = _address(host, port)
     try:
         bound_port: int = (

@@ -28,6 +28,7 @@ from cotenant.serve.grpc.settling import parse
 from cotenant.serve.grpc.status import INTERNAL, advice, code_of, details_of, refused, told_of
 from cotenant.serve.keys import Principal
 from cotenant.serve.settings import ServeConfig
+from cotenant.serve.shared_memory import Regions
 
 log = logging.getLogger(__name__)
 
@@ -43,14 +44,20 @@ class Service:
     """Finds the handler of a call; a `grpc.GenericRpcHandler`."""
 
     def __init__(
-        self, client: EngineClient, config: ServeConfig, grpc_config: GrpcConfig, gate: Gate | None = None
+        self,
+        client: EngineClient,
+        config: ServeConfig,
+        grpc_config: GrpcConfig,
+        gate: Gate | None = None,
+        regions: Regions | None = None,
     ) -> None:
+        """`regions`: where shared memory is registered, None where it is turned off."""
         self._now = client.now
         self._gate = gate or Gate(None, config.door, client.now)
         self._open_health = config.door.open_health
-        self._infer = InferRpcs(client, config, grpc_config, self._gate)
+        self._infer = InferRpcs(client, config, grpc_config, self._gate, regions)
         self._others: Mapping[str, Handler] = {
-            **_control_handlers(ControlRpcs(client, config)),
+            **_control_handlers(ControlRpcs(client, config, regions)),
             **_health_handlers(Health(client, grpc_config.health_watch_s)),
             **_reflection_handlers(Reflection()),
         }

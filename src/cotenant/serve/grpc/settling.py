@@ -28,8 +28,9 @@ from cotenant.serve.grpc.status import INTERNAL, describe, refused, told_of
 from cotenant.serve.grpc.wire import check_parts, malformed
 from cotenant.serve.grpc.writing import all_raw, write
 from cotenant.serve.keys import ANYONE, Principal
-from cotenant.serve.oip import Inference
+from cotenant.serve.oip import REGION, Inference
 from cotenant.serve.settings import ServeConfig
+from cotenant.serve.shared_memory import Regions
 
 log = logging.getLogger(__name__)
 
@@ -74,10 +75,13 @@ def parse(kind: type[M], body: bytes) -> M:
 class Settler:
     """Settles inferences; holds the decoders of the loaded models."""
 
-    def __init__(self, client: EngineClient, config: ServeConfig, gate: Gate) -> None:
+    def __init__(
+        self, client: EngineClient, config: ServeConfig, gate: Gate, regions: Regions | None
+    ) -> None:
+        """`regions`: the shared memory that requests may refer to, where that is allowed."""
         self._client, self._gate = client, gate
-        self._config = config
-        self._codecs = ModelCodecs(config.door.max_elements)
+        self._config, self._regions = config, regions
+        self._codecs = ModelCodecs(client.metadata, config.door.max_elements)
         self._pool = ThreadPoolExecutor(config.n_json_threads, thread_name_prefix="cotenant-grpc")
         self.times = AnswerTimes()
         """Tell it when an answer has been sent."""
@@ -146,9 +150,14 @@ class Settler:
         n_slow = codec.slow_bytes(asked.body, len(asked.body) - data.raw_bytes)
 
         def decode() -> Inference:
-            return codec.inference(request_of(message), data, in_binary=True)
+            return codec.inference(request_of(message), data, self._regions, in_binary=True)
 
-        return await self._in_thread(decode) if n_slow > self._config.large_json_bytes else decode()
+        slow = n_slow > self._config.large_json_bytes or self._is_shared(asked.body)
+        return await self._in_thread(decode) if slow else decode()
+
+    def _is_shared(self, body: bytes) -> bool:
+        """Whether a request refers to shared memory, which may be large whatever the message is."""
+        return self._regions is not None and REGION.encode() in body
 
     def _check_size(self, answer: bytes) -> None:
         limit = self._config.max_body_bytes
