@@ -25,7 +25,7 @@ Config = Callable[[str], Path]
 
 
 def grpc_address(server: Process) -> str:
-    found = re.search(r"^serving grpc://(127\.0\.0\.1:\d+)$", server.stderr, re.M)
+    found = re.search(r"serving grpc://(127\.0\.0\.1:\d+)", server.stderr)
     assert found is not None, server.stderr
     return found[1]
 
