@@ -10,9 +10,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import grpc
 import numpy as np
 import pytest
 from server_process import Process
+from test_operating_grpc import grpc_address
+
+from cotenant.serve.grpc import inference_pb2 as pb
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "engine"))
 from scaled_models import write_model
@@ -92,7 +96,8 @@ def test_a_server_follows_the_folder(
 @PROCESSES
 def test_tensors_come_from_shared_memory(serve: Serve, config: Config, flags: tuple[str, ...]) -> None:
     model = '[[model]]\nname = "echo"\nsource = "zoo:echo"\nmax_batch = 4\n'
-    server = serve(config("[server]\nshared_memory = true\n" + model), *flags).ready()
+    path = config("[server]\nshared_memory = true\n" + model)
+    server = serve(path, "--grpc-port", "0", *flags).ready()
     values = np.arange(16, dtype=np.float32)
     shm = Path("/dev/shm") / f"test-{uuid.uuid4().hex}"
     shm.write_bytes(values.tobytes())
@@ -102,9 +107,25 @@ def test_tensors_come_from_shared_memory(serve: Serve, config: Config, flags: tu
         place = {"shared_memory_region": "r", "shared_memory_byte_size": values.nbytes}
         tensor = {"name": "input", "datatype": "FP32", "shape": [1, 16], "parameters": place}
         status, answer = server.ask("/v2/models/echo/infer", {"inputs": [tensor]})
+        with grpc.insecure_channel(grpc_address(server)) as channel:
+            by_grpc = infer_shared(channel, values)
     finally:
         shm.unlink()
     assert (status, answer["outputs"][0]["data"]) == (200, values.tolist())
+    assert by_grpc.raw_output_contents == [values.tobytes()]
+
+
+def infer_shared(channel: grpc.Channel, values: Any) -> Any:
+    """Ask over gRPC with the region that was registered over HTTP."""
+    tensor = pb.ModelInferRequest.InferInputTensor(name="input", datatype="FP32", shape=[1, values.size])
+    tensor.parameters["shared_memory_region"].string_param = "r"
+    tensor.parameters["shared_memory_byte_size"].int64_param = values.nbytes
+    method = channel.unary_unary(
+        "/inference.GRPCInferenceService/ModelInfer",
+        request_serializer=pb.ModelInferRequest.SerializeToString,
+        response_deserializer=pb.ModelInferResponse.FromString,
+    )
+    return method(pb.ModelInferRequest(model_name="echo", inputs=[tensor]), timeout=30)
 
 
 def test_several_front_ends_share_no_regions(serve: Serve, config: Config) -> None:

@@ -77,11 +77,7 @@ def test_an_unknown_model_or_version_is_not_found(grpc_server: GrpcServer, metho
 
 @pytest.mark.parametrize(
     "method",
-    [
-        *(f"CudaSharedMemory{what}" for what in ("Status", "Register", "Unregister")),
-        "TraceSetting",
-        "LogSettings",
-    ],
+    ["CudaSharedMemoryRegister", "TraceSetting", "LogSettings"],
 )
 def test_what_is_not_supported_says_so(grpc_server: GrpcServer, method: str) -> None:
     answer = grpc_server.rpc(method)

@@ -157,6 +157,13 @@ def test_what_cannot_be_registered_is_refused(sharing: GrpcServer, shm: Path) ->
     assert not sharing.rpc("SystemSharedMemoryStatus").message.regions
 
 
+def test_there_are_no_cuda_regions_to_list_or_to_unregister(grpc_server: GrpcServer) -> None:
+    assert not grpc_server.rpc("CudaSharedMemoryStatus").message.regions
+    assert grpc_server.rpc("CudaSharedMemoryUnregister").ok
+    asked = pb.CudaSharedMemoryStatusRequest(name="r")
+    assert grpc_server.rpc("CudaSharedMemoryStatus", asked).code is StatusCode.INVALID_ARGUMENT
+
+
 def test_shared_memory_is_off_by_default(grpc_server: GrpcServer) -> None:
     for method in ("Status", "Register", "Unregister"):
         answer = grpc_server.rpc(f"SystemSharedMemory{method}")

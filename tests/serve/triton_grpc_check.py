@@ -1,8 +1,8 @@
 """Asks a server everything through the stock `tritonclient[grpc]`: `python triton_grpc_check.py HOST:PORT`.
 
 Runs in an environment that has tritonclient and nothing of cotenant. The server must serve `echo` (FP32
-[-1, 16], `max_batch` 8) and `strings` (BYTES [-1]), whose outputs are their inputs, and allow model control.
-Prints one line per check and ends with `all N checks passed`, or with a traceback.
+[-1, 16], `max_batch` 8) and `strings` (BYTES [-1]), whose outputs are their inputs, and allow model control
+and shared memory. Prints one line per check and ends with `all N checks passed`, or with a traceback.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import grpc
 import numpy as np
 import tritonclient.grpc as triton
 import tritonclient.grpc.aio as triton_aio
+import tritonclient.utils.shared_memory as triton_shared_memory
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 from tritonclient.utils import InferenceServerException
 
@@ -250,11 +251,44 @@ def mistakes_are_named(client: Client) -> None:
 
 
 @check
+def classification_tells_the_highest_values(client: Client) -> None:
+    wanted = [triton.InferRequestedOutput("output", class_count=2)]
+    values = np.arange(16, dtype=np.float32)[None]
+    found = client.infer("echo", [echo_input(values)], outputs=wanted).as_numpy("output")
+    assert found.tolist() == [[b"15.000000:15", b"14.000000:14"]]
+
+
+@check
+def tensors_may_lie_in_shared_memory(client: Client) -> None:
+    shm = triton_shared_memory
+    client.unregister_system_shared_memory()
+    client.unregister_cuda_shared_memory()
+    handles = [shm.create_shared_memory_region(n, f"/grpc-check-{n}", VALUES.nbytes) for n in ("in", "out")]
+    try:
+        shm.set_shared_memory_region(handles[0], [VALUES])
+        for n in ("in", "out"):
+            client.register_system_shared_memory(n, f"/grpc-check-{n}", VALUES.nbytes)
+        assert set(client.get_system_shared_memory_status(as_json=True)["regions"]) == {"in", "out"}
+        tensor = triton.InferInput("input", list(VALUES.shape), "FP32")
+        tensor.set_shared_memory("in", VALUES.nbytes)
+        wanted = triton.InferRequestedOutput("output")
+        wanted.set_shared_memory("out", VALUES.nbytes)
+        answer = client.infer("echo", [tensor], outputs=[wanted])
+        assert answer.get_output("output").parameters["shared_memory_region"].string_param == "out"
+        assert np.array_equal(shm.get_contents_as_numpy(handles[1], np.float32, list(VALUES.shape)), VALUES)
+        client.unregister_system_shared_memory()
+        assert not client.get_system_shared_memory_status().regions
+    finally:
+        for handle in handles:
+            shm.destroy_shared_memory_region(handle)
+
+
+@check
 def what_is_not_supported_says_so(client: Client) -> None:
-    refused("UNIMPLEMENTED", "CUDA", lambda: client.get_cuda_shared_memory_status())
+    refused("UNIMPLEMENTED", "CUDA", lambda: client.register_cuda_shared_memory("r", b"", 0, 4))
     bad = "INVALID_ARGUMENT"
     ask = partial(client.infer, "echo", [echo_input()], sequence_id=7, sequence_start=True)
-    refused(bad, "sequence_id", ask)
+    refused(bad, "sequence_", ask)
 
 
 @check

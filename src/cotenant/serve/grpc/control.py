@@ -28,11 +28,11 @@ from cotenant.serve.settings import ServeConfig
 from cotenant.serve.shared_memory import Regions
 
 M = TypeVar("M", bound=Message)
-NO_CUDA = "CUDA shared memory is not supported by this server; send tensors in the request"
 REFUSED: Mapping[str, tuple[type[Message], str]] = {
-    "CudaSharedMemoryStatus": (pb.CudaSharedMemoryStatusRequest, NO_CUDA),
-    "CudaSharedMemoryRegister": (pb.CudaSharedMemoryRegisterRequest, NO_CUDA),
-    "CudaSharedMemoryUnregister": (pb.CudaSharedMemoryUnregisterRequest, NO_CUDA),
+    "CudaSharedMemoryRegister": (
+        pb.CudaSharedMemoryRegisterRequest,
+        "CUDA shared memory is not supported by this server; send tensors in the request",
+    ),
     "TraceSetting": (pb.TraceSettingRequest, "trace settings are not supported over gRPC"),
     "LogSettings": (pb.LogSettingsRequest, "log settings are not supported over gRPC"),
 }

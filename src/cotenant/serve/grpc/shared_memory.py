@@ -1,4 +1,8 @@
-"""The methods of the system shared memory extension, on the regions that HTTP has a part in too."""
+"""The methods of the shared memory extensions, on the regions that HTTP has a part in too.
+
+There are no regions of CUDA memory: none to list or to unregister, and clients that unregister all of them
+before they begin are content.
+"""
 
 from __future__ import annotations
 
@@ -25,6 +29,8 @@ class SharedMemoryRpcs:
             "SystemSharedMemoryStatus": (pb.SystemSharedMemoryStatusRequest, self.status),
             "SystemSharedMemoryRegister": (pb.SystemSharedMemoryRegisterRequest, self.register),
             "SystemSharedMemoryUnregister": (pb.SystemSharedMemoryUnregisterRequest, self.unregister),
+            "CudaSharedMemoryStatus": (pb.CudaSharedMemoryStatusRequest, self.no_status),
+            "CudaSharedMemoryUnregister": (pb.CudaSharedMemoryUnregisterRequest, self.no_unregister),
         }
         """Method -> (the message that it takes, what answers it)."""
 
@@ -51,6 +57,16 @@ class SharedMemoryRpcs:
         """Unregister a region, or all."""
         self._allowed(from_web=from_web).unregister(asked.name or None)
         return pb.SystemSharedMemoryUnregisterResponse()
+
+    async def no_status(self, asked: pb.CudaSharedMemoryStatusRequest, _: bool) -> Message:
+        """There are no CUDA regions."""
+        if asked.name:
+            raise BadRequest(400, f"CUDA shared memory region '{asked.name:.100}' is not registered")
+        return pb.CudaSharedMemoryStatusResponse()
+
+    async def no_unregister(self, _: Any, __: bool) -> Message:
+        """There is nothing to unregister."""
+        return pb.CudaSharedMemoryUnregisterResponse()
 
     def _allowed(self, *, from_web: bool) -> Regions:
         if self._regions is None:
