@@ -18,276 +18,30 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import mmap
 import os
 import platform
 import random
-import resource
 import signal
 import statistics
-import struct
-import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections import Counter, defaultdict
 from collections.abc import Awaitable
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import chaos_models
+from chaos_clients import ANSWER_LIMIT_S, LOST, NO_ANSWER, Books, Clients
 from chaos_models import BAD, LEAK_BYTES
+from chaos_server import Server, resident_mib
 from prometheus_client.parser import text_string_to_metric_families
 
-ANSWER_LIMIT_S = 30.0
-"""No answer after so long counts as none."""
 FULL_DISK_S = 15.0
 EVENT_EVERY_S = 20.0
 KILL_EVERY_S = 30.0
 STARVED_S = 10.0
 """Longest time without an answer of the model that behaves."""
 FLAT_MIB = 64.0
-N_SLOW = 50
-SITE = """
-import mmap, os, struct, time
-_real = time.time
-with open(os.environ["CHAOS_CLOCK"], "r+b") as file:
-    _offset = mmap.mmap(file.fileno(), 8)
-time.time = lambda: _real() + struct.unpack_from("<d", _offset)[0]
-"""
-"""`sitecustomize` of the server: its wall clock is off by what the clock file says."""
-LOST, NO_ANSWER = 0, -1
-"""Outcomes besides statuses: the connection broke; nothing came."""
-
-
-@dataclass
-class Books:
-    """What clients saw."""
-
-    outcomes: dict[str, Counter[int]] = field(default_factory=lambda: defaultdict(Counter))
-    n_offered: Counter[str] = field(default_factory=Counter)
-    wrong: list[str] = field(default_factory=list)
-    calm_at: list[float] = field(default_factory=list)
-    """When the model that behaves answered (s)."""
-    events: list[tuple[float, str]] = field(default_factory=list)
-    memory_mib: list[float] = field(default_factory=list)
-
-
-# --- the server -------------------------------------------------------------------------------------------
-
-
-class Server:
-    """A `cotenant serve` process whose disk and wall clock can be meddled with."""
-
-    def __init__(self, folder: Path, *, torch: bool) -> None:
-        settings = "event_log = true\nheader_timeout_s = 5.0\nbody_timeout_s = 5.0"
-        config = chaos_models.write(folder, settings, torch=torch)
-        site = folder / "site"
-        site.mkdir()
-        (site / "sitecustomize.py").write_text(SITE)
-        clock = folder / "clock"
-        clock.write_bytes(bytes(8))
-        with clock.open("r+b") as file:
-            self._clock = mmap.mmap(file.fileno(), 8)
-        path = os.pathsep.join(filter(None, [str(site), os.environ.get("PYTHONPATH", "")]))
-        self.child = subprocess.Popen(
-            [
-                *(sys.executable, "-m", "cotenant", "serve", str(config), "--http-port", "0"),
-                *("--store", str(folder / "store")),
-            ],
-            env={**os.environ, "PYTHONPATH": path, "CHAOS_CLOCK": str(clock)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        assert self.child.stdout is not None
-        assert self.child.stderr is not None
-        self._said: list[str] = []
-        self._reader = threading.Thread(target=self._said.extend, args=(self.child.stderr,), daemon=True)
-        self._reader.start()
-        line = self.child.stdout.readline()
-        if not line.startswith("ready "):
-            self.stop()
-            raise SystemExit(f"the server did not start: {self.stderr()[-2000:]}")
-        self.port = int(line.rpartition(":")[2])
-
-    def stderr(self) -> str:
-        """What it said; whole once it has ended."""
-        if self.child.poll() is not None:
-            self._reader.join(10)
-        return "".join(self._said)
-
-    def step_clock(self, offset_s: float) -> None:
-        """From now on its wall clock is off by so much."""
-        struct.pack_into("<d", self._clock, 0, offset_s)
-
-    def fill_disk(self, full: bool) -> None:
-        """Whether files of the server and its children can grow."""
-        for pid in self.family():
-            _, hard = resource.prlimit(pid, resource.RLIMIT_FSIZE)
-            resource.prlimit(pid, resource.RLIMIT_FSIZE, (1 if full else hard, hard))
-
-    def family(self) -> list[int]:
-        """The process, its children, theirs and so on."""
-        found, left = [], [self.child.pid]
-        while left:
-            pid = left.pop()
-            try:
-                for task in Path(f"/proc/{pid}/task").iterdir():
-                    left += map(int, (task / "children").read_text().split())
-                found.append(pid)
-            except OSError:
-                continue
-        return found
-
-    def engine(self) -> int | None:
-        """The engine's process: the child that is largest; None without a child."""
-        children = [pid for pid in self.family() if pid != self.child.pid]
-        return max(children, key=resident_mib, default=None)
-
-    def stop(self) -> int:
-        """SIGTERM; the exit status."""
-        if self.child.poll() is None:
-            self.child.send_signal(signal.SIGTERM)
-        try:
-            return self.child.wait(30)
-        except subprocess.TimeoutExpired:
-            self.child.kill()
-            return self.child.wait()
-
-
-def resident_mib(pid: int) -> float:
-    """Memory of one process; 0 when it is gone."""
-    try:
-        pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
-    except OSError:
-        return 0.0
-    return pages * os.sysconf("SC_PAGE_SIZE") / (1 << 20)
-
-
-# --- clients ----------------------------------------------------------------------------------------------
-
-
-class Clients:
-    """Everybody who asks the server."""
-
-    def __init__(self, server: Server, books: Books, seed: int) -> None:
-        self._server = server
-        self._books = books
-        self._chance = random.Random(seed)
-        self._asked: set[asyncio.Task[None]] = set()
-
-    async def ask(self, path: str, body: Any = None) -> tuple[int, bytes]:
-        """(status or LOST or NO_ANSWER, body) of one request on a connection of its own."""
-        try:
-            async with asyncio.timeout(ANSWER_LIMIT_S):
-                return await self._ask(path, body)
-        except TimeoutError:
-            return NO_ANSWER, b""
-        except (OSError, asyncio.IncompleteReadError, ValueError):
-            return LOST, b""
-
-    async def _ask(self, path: str, body: Any) -> tuple[int, bytes]:
-        reader, writer = await asyncio.open_connection("127.0.0.1", self._server.port)
-        try:
-            writer.write(request(path, body))
-            head = await reader.readuntil(b"\r\n\r\n")
-            status = int(head[9:12])
-            length = int(head.lower().partition(b"content-length:")[2].split()[0])
-            return status, await reader.readexactly(length)
-        finally:
-            writer.close()
-
-    def infer(self, model: str, value: float) -> None:
-        """Offer one inference; its outcome is counted when it comes."""
-        self._books.n_offered[model] += 1
-        task = asyncio.create_task(self._infer(model, value))
-        self._asked.add(task)
-        task.add_done_callback(self._asked.discard)
-
-    async def _infer(self, model: str, value: float) -> None:
-        sent = [value, *(self._chance.randrange(1000) / 8 for _ in range(3))]
-        status, body = await self.ask(f"/v2/models/{model}/infer", inference(sent))
-        self._books.outcomes[model][status] += 1
-        if status == 200:
-            if model == "calm":
-                self._books.calm_at.append(time.monotonic())
-            got = json.loads(body)["outputs"][0]["data"]
-            if got != [2 * number for number in sent] or (model == "raises" and value >= BAD):
-                self._books.wrong.append(f"{model}: {sent} gave {got}")
-        elif b"secret" in body or b"/srv" in body or b"Traceback" in body:
-            self._books.wrong.append(f"{model}: an error told {body[:200]!r}")
-
-    async def drain(self) -> None:
-        """Wait for every answer."""
-        while self._asked:
-            await asyncio.wait(self._asked)
-
-    # each of these goes on until it is cancelled
-
-    async def steady(self, model: str, per_s: float, bad_share: float = 0.0) -> None:
-        """Poisson arrivals, a share of which makes the model misbehave."""
-        while True:
-            await asyncio.sleep(self._chance.expovariate(per_s))
-            self.infer(model, BAD if self._chance.random() < bad_share else 1.0)
-
-    async def slow(self) -> None:
-        """Connections that send a byte a second, opened again when they are closed."""
-
-        async def one() -> None:
-            while True:
-                try:
-                    reader, writer = await asyncio.open_connection("127.0.0.1", self._server.port)
-                    for byte in request("/v2/models/calm/infer", inference([1.0] * 4)):
-                        writer.write(bytes([byte]))
-                        await asyncio.wait_for(writer.drain(), 5)
-                        await asyncio.sleep(1)
-                        if reader.at_eof():
-                            break
-                    writer.close()
-                except (OSError, TimeoutError):
-                    await asyncio.sleep(1)
-
-        await asyncio.gather(*(one() for _ in range(N_SLOW)))
-
-    async def leaving(self, per_s: float) -> None:
-        """Requests whose clients go before they are answered, some in mid-sentence."""
-        while True:
-            await asyncio.sleep(self._chance.expovariate(per_s))
-            whole = request("/v2/models/calm/infer", inference([1.0] * 4))
-            try:
-                _, writer = await asyncio.open_connection("127.0.0.1", self._server.port)
-                writer.write(whole[: self._chance.choice((len(whole), self._chance.randrange(len(whole))))])
-                await asyncio.sleep(self._chance.choice((0.0, 0.0005, 0.01)))
-                writer.transport.abort()
-            except OSError:
-                continue
-
-    async def nonsense(self, per_s: float) -> None:
-        """What is no request, and requests for what is not there."""
-        while True:
-            await asyncio.sleep(self._chance.expovariate(per_s))
-            kind, body = self._chance.choice(
-                (("infer", {"inputs": []}), ("infer", [[]] * 50), ("nope", {}), ("infer", {"inputs": 1}))
-            )
-            self._books.n_offered["nonsense"] += 1
-            status, _ = await self.ask(f"/v2/models/calm/{kind}", body)
-            self._books.outcomes["nonsense"][status] += 1
-
-
-def inference(values: list[float]) -> dict[str, Any]:
-    """A V2 request with one row."""
-    return {"inputs": [{"name": "x", "shape": [1, 4], "datatype": "FP32", "data": values}]}
-
-
-def request(path: str, body: Any) -> bytes:
-    """A whole HTTP request; without a body a GET."""
-    payload = b"" if body is None else json.dumps(body).encode()
-    method = "GET" if body is None else "POST"
-    head = f"{method} {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n"
-    return f"{head}Content-Length: {len(payload)}\r\n\r\n".encode() + payload
 
 
 # --- events -----------------------------------------------------------------------------------------------
@@ -338,7 +92,7 @@ async def hang_now_and_then(clients: Clients, books: Books) -> None:
 async def run(server: Server, options: argparse.Namespace) -> tuple[Books, dict[str, float]]:
     """The whole thing; what clients saw, and what the server counted."""
     books = Books()
-    clients = Clients(server, books, options.seed)
+    clients = Clients(server.port, books, options.seed)
     going: list[Awaitable[None]] = [
         clients.steady("calm", 40),
         clients.steady("raises", 5, bad_share=0.5),

@@ -6,9 +6,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cotenant.domain import NS_PER_MS, NS_PER_S
-from cotenant.serve.keys import Tenant
+from cotenant.clock import VirtualClock
+from cotenant.domain import NS_PER_MS, NS_PER_S, Outcome, OutcomeKind, Request
+from cotenant.serve.gate import Denial, Gate, Refusal, Ticket
+from cotenant.serve.keys import ANYONE, Tenant
 from cotenant.serve.quota import TenantUse, TokenBucket
+from cotenant.serve.settings import FrontDoor
 from cotenant.serve.shedding import SPARE, Throttle
 
 
@@ -80,6 +83,44 @@ def test_a_throttle_never_stops_everything(steps: list[tuple[int, bool]]) -> Non
             if refuse:
                 throttle.refused(None)
         assert now - passed_at <= NS_PER_S
+
+
+def refused_by_the_engine(at: int) -> Outcome:
+    request = Request(id="r", model="m", arrived_at=at, deadline_at=at + 50 * NS_PER_MS)
+    late_at = at + 90 * NS_PER_MS
+    return Outcome(
+        request=request, kind=OutcomeKind.REJECTED, reason="late", ended_at=at, predicted_at=late_at
+    )
+
+
+def test_the_gate_refuses_what_the_engine_keeps_refusing_and_nothing_else() -> None:
+    clock = VirtualClock()
+    gate = Gate(None, FrontDoor(), clock.now)
+    found = []
+    for _ in range(50):
+        entered = gate.enter(ANYONE, "m", 50 * NS_PER_MS, 0)
+        found.append(entered)
+        if isinstance(entered, Ticket):
+            entered.outcome = refused_by_the_engine(clock.now())
+            entered.leave()
+    assert isinstance(found[0], Ticket)
+    refusal = found[-1]
+    assert isinstance(refusal, Refusal)
+    assert refusal.denial is Denial.OVERLOADED
+    assert refusal.retry_after_ms == 40.0
+    assert isinstance(gate.enter(ANYONE, "m", 5000 * NS_PER_MS, 0), Ticket)
+    assert isinstance(gate.enter(ANYONE, "other", 50 * NS_PER_MS, 0), Ticket)
+    clock.advance_to(2 * NS_PER_S)
+    assert isinstance(gate.enter(ANYONE, "m", 50 * NS_PER_MS, 0), Ticket)
+
+
+def test_without_shedding_the_engine_decides_alone() -> None:
+    gate = Gate(None, FrontDoor(shed=False), VirtualClock().now)
+    for _ in range(50):
+        entered = gate.enter(ANYONE, "m", 50 * NS_PER_MS, 0)
+        assert isinstance(entered, Ticket)
+        entered.outcome = refused_by_the_engine(0)
+        entered.leave()
 
 
 # --- quotas -----------------------------------------------------------------------------------------------

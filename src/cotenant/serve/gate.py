@@ -83,8 +83,7 @@ class Ticket:
         outcome = self.outcome
         if outcome is None or self._throttle is None:
             return
-        infeasible = outcome.kind is OutcomeKind.REJECTED and outcome.predicted_at is not None
-        if infeasible or outcome.kind is OutcomeKind.EXPIRED:
+        if outcome.kind is OutcomeKind.REJECTED and outcome.predicted_at is not None:
             self._throttle.refused(advised_ms(outcome))
 
 

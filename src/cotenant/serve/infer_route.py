@@ -32,8 +32,9 @@ from cotenant.serve.dataplane import (
     infer,
     refusal,
 )
+from cotenant.serve.entering import RefusedError, counted, enter
 from cotenant.serve.errors import BadRequest
-from cotenant.serve.gate import Gate, Refusal, Ticket
+from cotenant.serve.gate import Gate, Ticket
 from cotenant.serve.keys import ANYONE, Principal
 from cotenant.serve.oip import Encoded, Inference
 from cotenant.serve.settings import ServeConfig
@@ -75,14 +76,6 @@ class OversizeError(BadRequest):
     def __init__(self, limit: int, *, unread: bool) -> None:
         super().__init__(413, f"the body is larger than the limit of {limit} bytes")
         self.unread = unread
-
-
-class RefusedError(Exception):
-    """The gate refused the request."""
-
-    def __init__(self, refusal: Refusal) -> None:
-        super().__init__(refusal.message)
-        self.refusal = refusal
 
 
 class Watch:
@@ -154,10 +147,9 @@ class InferRoute:
         try:
             headers = _headers(scope)
             metadata = find_model(self._client, model, version)
-            ticket = self._enter(principal, metadata.name, headers)
+            ticket = enter(self._gate, principal, metadata.name, headers, self._config.max_body_bytes)
             coding = content_coding(headers.get(b"content-encoding"))
-            counted = receive if b"content-length" in headers else _counted(receive, ticket)
-            body = await self._body(headers, counted)
+            body = await self._body(headers, counted(receive, headers, ticket))
             if coding is not None:
                 body = await self._inflated(coding, body)
             answer = await self._answer(
@@ -192,16 +184,6 @@ class InferRoute:
             self._times.sent(span_ns)
             if self._on_sent is not None:
                 self._on_sent(call_id, span_ns)
-
-    def _enter(self, principal: Principal, model: str, headers: dict[bytes, bytes]) -> Ticket:
-        """Take a place. Raises RefusedError, and BadRequest on a malformed budget."""
-        asked = budget_ns(None, headers.get(b"x-slo-ms"), headers.get(b"x-request-timeout-seconds"))
-        declared = headers.get(b"content-length", b"0")
-        n_bytes = min(int(declared), self._config.max_body_bytes) if declared.isdigit() else 0
-        entered = self._gate.enter(principal, model, asked, n_bytes)
-        if isinstance(entered, Refusal):
-            raise RefusedError(entered)
-        return entered
 
     # --- reading ----------------------------------------------------------------------------------
 
@@ -367,19 +349,6 @@ def _finish_headers(answer: Answer, call_id: str) -> list[tuple[bytes, bytes]]:
 def _timing(span_ns: int) -> tuple[bytes, bytes]:
     """How long the server took from the headers to the answer, as W3C Server-Timing (ms)."""
     return b"server-timing", b"total;dur=%.3f" % (span_ns / NS_PER_MS)
-
-
-def _counted(receive: Receive, ticket: Ticket) -> Receive:
-    """`receive`, with the bytes of a body of unknown length counted as they come. Raises RefusedError."""
-
-    async def counted() -> Message:
-        message = await receive()
-        refusal = ticket.grow(len(message.get("body", b"")))
-        if refusal is not None:
-            raise RefusedError(refusal)
-        return message
-
-    return counted
 
 
 async def send_answer(send: Send, answer: Answer, call_id: str) -> None:

@@ -56,7 +56,7 @@ class Throttle:
         return True
 
     def refused(self, retry_after_ms: float | None) -> None:
-        """The engine refused one that had passed, or could not run it in time."""
+        """The engine refused one that had passed."""
         self._taken -= 1
         self.retry_after_ms = retry_after_ms
 
