@@ -83,6 +83,9 @@ class ServerConfig:
     shared_memory_mib: int = 0
     """Most memory that tensors on their way between one front end and the engine may take, in each direction,
     MiB; what is not in use costs nothing. 0: eight times `max_body_mib`."""
+    engine_silence_s: float = 60.0
+    """Seconds for which an engine process may not answer before it counts as hanging and is started anew; 0:
+    for ever."""
     log_format: str = "text"
     """Log lines on stderr: `text`, or `json` (one object per line)."""
     log_level: str = "info"
@@ -269,6 +272,7 @@ class _Reader(TomlChecks):
             here,
             "above 1 does not go with in_process = true",
         )
+        self._check(server.engine_silence_s >= 0, "[server] engine_silence_s", "must be 0 or more")
         least = 2 * server.max_body_mib
         self._check(
             server.shared_memory_mib == 0 or server.shared_memory_mib >= least,

@@ -60,7 +60,11 @@ class Stop(Struct, frozen=True, tag=True):
     """End in order."""
 
 
-ToChild = Launch | Drain | Reload | Notice | Stop
+class Ping(Struct, frozen=True, tag=True):
+    """Answer `Pong`, to show that you can."""
+
+
+ToChild = Launch | Drain | Reload | Notice | Stop | Ping
 
 
 # --- child to parent ----------------------------------------------------------------------------------
@@ -96,7 +100,11 @@ class Drained(Struct, frozen=True, tag=True):
     """Nothing that was admitted is left."""
 
 
-ToParent = Progress | Said | Ready | Failed | Drained
+class Pong(Struct, frozen=True, tag=True):
+    """The event loop turns."""
+
+
+ToParent = Progress | Said | Ready | Failed | Drained | Pong
 
 
 # --- the child's side ---------------------------------------------------------------------------------
@@ -159,6 +167,8 @@ class Parent:
                 self._launch.set_result(frame)
             case Stop():
                 self.stopped.set()
+            case Ping():
+                self._channel.send(Pong())
             case _:
                 self.on_frame(frame)
 

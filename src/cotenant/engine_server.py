@@ -142,6 +142,7 @@ class Front:
         """It hung up: nobody waits for these any more."""
         self._server.fronts.discard(self)
         self.arena.close()
+        self.window = None
         for task in self._tasks:
             task.cancel()
         calls, self._calls = self._calls, set()

@@ -12,7 +12,7 @@ import os
 import socket
 import sys
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,6 +38,8 @@ END = b"# EOF\n"
 GC_THRESHOLDS = (5_000, 20, 50)
 """As the engine's: requests hold no cycles."""
 DRAIN_LIMIT_S = 2
+MEET_S = 2.0
+"""How long a further front end waits for word from the engine before it answers without (s)."""
 
 
 def serve_config(settings: ServerConfig) -> ServeConfig:
@@ -156,19 +158,25 @@ async def run(descriptor: int) -> int:
             case control.Notice(absence):
                 link.absent(absence)
 
-    listening, serving = asyncio.Event(), asyncio.Event()
-    link.on_state = lambda: serving.set() if link.absence() is None else None
+    listening, met, serving = asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+    def looked() -> None:
+        met.set()
+        if link.absence() is None:
+            serving.set()
 
     async def announce() -> None:
         await listening.wait()
         await serving.wait()
         parent.say(control.Ready())
 
-    parent.on_frame = told
+    link.on_state, parent.on_frame = looked, told
     tasks = [asyncio.create_task(work) for work in (link.run(), announce())]
     listener = socket.socket(fileno=launch.socket)
     try:
         with logging_to(sys.stderr, settings.serve.log_format, settings.serve.log_level):
+            with suppress(TimeoutError):  # connections wait: better than to be told that there is no engine yet
+                await asyncio.wait_for(met.wait(), MEET_S)
             await serve_front(link, settings.serve, listener, listening.set, parent.stopped)
     finally:
         for task in tasks:

@@ -54,8 +54,10 @@ class _Connection:
         self.lost.set()
 
     def close(self) -> None:
+        """Let go of everything; arrays on the window stay until their users are done."""
         self.channel.fail("closed")
         self.arena.close()
+        self.window = None
 
 
 class RemoteLink:
@@ -72,6 +74,7 @@ class RemoteLink:
         self._models: dict[str, ModelMetadata] = {}
         self._status = tuple(ModelStatus(name=name, state="LOADING") for name in models)
         self._absence: Absence | None = STARTING
+        self._before: Absence | None = None
         self._connection: _Connection | None = None
         self._questions = itertools.count()
         self._sent: list[tuple[str, int]] = []
@@ -122,8 +125,8 @@ class RemoteLink:
         self.on_state()
 
     def absent(self, absence: Absence) -> None:
-        """Whoever watches over the engine knows why there is none."""
-        self._absence = absence
+        """Whoever watches over the engine knows why there is none, and for how long."""
+        self._absence = self._before = absence
         self.on_state()
 
     # --- what comes from the engine -------------------------------------------------------------------
@@ -171,6 +174,11 @@ class RemoteLink:
             }
         self._status = state.status or self._status
         self._absence = state.absence
+        if self._absence is None:
+            self._before = None
+        elif self._before is not None:
+            reason = f"{self._absence.reason} (before: {self._before.reason})"
+            self._absence = structs.replace(self._before, reason=reason)
         self.on_state()
 
     # --- EngineLink -----------------------------------------------------------------------------------
@@ -206,7 +214,7 @@ class RemoteLink:
             deadline_at=None if call.slo_ns is None else call.arrived_at + call.slo_ns,
             rows=call.rows,
             axes=call.axes,
-            job_class=JobClass(min(call.priority, JobClass.BEST_EFFORT) or JobClass.STANDARD),
+            job_class=JobClass(min(max(call.priority, 0), JobClass.BEST_EFFORT) or JobClass.STANDARD),
         )
         return Outcome(request=request, kind=kind, reason=reason, ended_at=self.now())
 

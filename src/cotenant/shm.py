@@ -120,10 +120,12 @@ class Arena:
             self._free_length.insert(index, length)
 
     def close(self) -> None:
-        """Close the descriptor; the memory goes with the last array and mapping. Idempotent."""
+        """Let go of the memory: nothing can be written any more. Idempotent."""
         if self.fd >= 0:
             os.close(self.fd)
             self.fd = -1
+            self.bytes = np.empty(0, np.uint8)
+            del self._map
 
 
 class Window:

@@ -139,6 +139,7 @@ class _Server:
             ),
             self._told,
             self._engine_ended,
+            silence_s=server.engine_silence_s,
         )
         self._fronts = [
             Supervisor(
@@ -189,8 +190,8 @@ class _Server:
     async def _announce(self) -> None:
         """Once everything is there."""
         await self._listening.wait()
-        for front in self._fronts:
-            await front.ready.wait()
+        for child in (self._engine, *self._fronts):
+            await child.ready.wait()
         await self._serving.wait()
         self._operator.ready(self._url)
         n_models = len(self._link.metadata())
@@ -249,10 +250,10 @@ class _Server:
     def _engine_ended(self, ended: Ended) -> None:
         self._engine_anew = True
         self._ended("the engine", ended)
-        again = f"; starts in a row that failed: {ended.n_in_row}" if ended.n_in_row > 1 else ""
+        again = f", {ended.n_in_row} times in a row" if ended.n_in_row > 1 else ""
         absence = Absence(
-            reason=f"the engine {ended.public}; it starts anew{again}",
-            retry_after_ms=max(1.0, ended.wait_s) * NS_PER_S / NS_PER_MS,
+            reason=f"the engine {ended.public}{again}; it starts anew",
+            retry_after_ms=(ended.wait_s + ended.start_s) * NS_PER_S / NS_PER_MS,
         )
         self._link.absent(absence)
         for front in self._fronts:

@@ -26,6 +26,8 @@ from cotenant.clock import MonotonicClock
 from cotenant.domain import NS_PER_S
 
 STDERR = 2
+PINGS = 10
+"""How often a child is asked whether it still answers, before it counts as hanging."""
 
 
 class StartError(ValueError):
@@ -54,12 +56,13 @@ class Backoff:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ended:
-    """A child has ended and will be started anew after `wait_s`; `n_in_row`: how many did so one after the
-    other. `public`: how, fit for a stranger."""
+    """A child has ended and will be started anew after `wait_s`, which took `start_s` the last time;
+    `n_in_row`: how many ended one after the other. `public`: how, fit for a stranger."""
 
     how: str
     public: str
     wait_s: float
+    start_s: float
     n_in_row: int
 
 
@@ -83,17 +86,23 @@ class Supervisor:
         program: Program,
         on_frame: Callable[[control.ToParent], None] = lambda frame: None,
         on_ended: Callable[[Ended], None] = lambda ended: None,
+        *,
         backoff: Backoff | None = None,
+        silence_s: float = 0.0,
     ) -> None:
+        """A child that was ready and then answers nothing for `silence_s` (0: for ever) is killed."""
         self.ready = asyncio.Event()
         """Set while the child does its work."""
         self.n_starts = 0
         self._program, self._on_frame, self._on_ended = program, on_frame, on_ended
-        self._backoff = backoff or Backoff()
+        self._backoff, self._silence_s = backoff or Backoff(), silence_s
         self._process: Process | None = None
         self._channel: Channel | None = None
         self._failed: control.Failed | None = None
-        self._ready_at = 0
+        self._hung = False
+        self._began_at = self._ready_at = 0
+        self._heard = False
+        self._start_s = 0.0
         self._was_ready = False
         self._stopping = asyncio.Event()
         self.gone = asyncio.Event()
@@ -116,7 +125,15 @@ class Supervisor:
             if not self._was_ready and not crashed:
                 raise StartError(self._failed.text if self._failed else f"the {self._program.name} {how}")
             wait_s = self._backoff.after(served_s)
-            self._on_ended(Ended(how=how, public=public, wait_s=wait_s, n_in_row=self._backoff.n_in_row))
+            self._on_ended(
+                Ended(
+                    how=how,
+                    public=public,
+                    wait_s=wait_s,
+                    start_s=self._start_s,
+                    n_in_row=self._backoff.n_in_row,
+                )
+            )
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._stopping.wait(), wait_s)
 
@@ -149,7 +166,8 @@ class Supervisor:
     async def _once(self) -> tuple[float, int]:
         """Run the child until it ends: for how long it did its work (s), and its exit status."""
         self.n_starts += 1
-        self._failed = None
+        self._began_at = MonotonicClock.now()
+        self._failed, self._hung = None, False
         self.gone.clear()
         lost = asyncio.Event()
         channel = Channel(control.ToParent, self._took, lambda why: lost.set())
@@ -163,7 +181,11 @@ class Supervisor:
             channel.send(control.Launch(self._program.settings, self._program.socket.fileno()))
             if self._stopping.is_set():
                 channel.send(control.Stop())
-            status = await process.wait()
+            watching = asyncio.create_task(self._watch(channel))
+            try:
+                status = await process.wait()
+            finally:
+                watching.cancel()
             with suppress(TimeoutError):  # what it said last may still be on its way
                 await asyncio.wait_for(lost.wait(), control.LAST_WORDS_S)
             served_ns = MonotonicClock.now() - self._ready_at if self.ready.is_set() else 0
@@ -175,6 +197,20 @@ class Supervisor:
             channel.close()
             mine.close()
             self.gone.set()
+
+    async def _watch(self, channel: Channel) -> None:
+        """Kill a child that hangs: one that neither works nor ends is worse than none."""
+        if not self._silence_s:
+            return
+        await self.ready.wait()
+        n_silent = 0  # of our own waits: a parent that was stopped for a while blames nobody
+        while n_silent < PINGS:
+            self._heard = False
+            channel.send(control.Ping())
+            await asyncio.sleep(self._silence_s / PINGS)
+            n_silent = 0 if self._heard else n_silent + 1
+        self._hung = True
+        self.kill()
 
     async def _spawn(self, its: socket.socket) -> Process:
         # -P: whatever lies in the current folder is not for importing
@@ -188,9 +224,13 @@ class Supervisor:
         )
 
     def _took(self, frame: control.ToParent) -> None:
+        self._heard = True
         match frame:
+            case control.Pong():
+                return
             case control.Ready():
                 self._ready_at = MonotonicClock.now()
+                self._start_s = (self._ready_at - self._began_at) / NS_PER_S
                 self._was_ready = True
                 self.ready.set()
             case control.Failed():
@@ -201,7 +241,9 @@ class Supervisor:
         """How it ended: for the operator, for strangers."""
         if self._failed is not None:
             return f"could not start: {self._failed.text}", f"could not start: {self._failed.public}"
-        if status >= 0:
+        if self._hung:
+            how = f"did not answer for {self._silence_s:g} s and was killed"
+        elif status >= 0:
             how = f"ended with status {status}"
         else:
             try:

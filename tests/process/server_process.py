@@ -78,6 +78,21 @@ class Process:
     def signal(self, number: int) -> None:
         self.child.send_signal(number)
 
+    def children(self, program: str) -> list[int]:
+        """Process ids of the running children that run `program`, a module of the package."""
+        pid = self.child.pid
+        found = []
+        for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
+            command = Path(f"/proc/{child}/cmdline").read_bytes().split(b"\0")
+            if f"cotenant.{program}".encode() in command:
+                found.append(int(child))
+        return found
+
+    @property
+    def engine(self) -> int:
+        """Process id of the engine; 0 where there is none."""
+        return next(iter(self.children("engine_process")), 0)
+
     def ask(self, path: str, body: Any = None, headers: dict[str, str] | None = None) -> tuple[int, Any]:
         """(status, decoded body) of a GET, or of a POST when there is a body."""
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
