@@ -27,6 +27,7 @@ PARTS: dict[str, tuple[list[str], list[str]]] = {
     "prediction_cost": ([], ["--repeats", "2", "--steps", "200000"]),
     "calibration": ([], ["--seeds", "2"]),
     "observing_cost": ([], ["--requests", "4000", "--repeats", "2"]),
+    "split_cost": ([], ["--seconds", "0.3", "--repeats", "2"]),
     "sim_vs_live": ([], ["--seconds", "2", "--repeats", "2"]),
 }
 """Part -> (options of a full run, of a quick one)."""

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from msgspec import Struct
 
+from cotenant import __version__
 from cotenant.channel import Channel, FrameError
 from cotenant.engine_client import Absence
 
@@ -37,6 +38,7 @@ class Launch(Struct, frozen=True, tag=True):
 
     settings: bytes
     socket: int
+    version: str = __version__
 
 
 class Drain(Struct, frozen=True, tag=True):
@@ -141,11 +143,16 @@ class Parent:
 
     async def launched(self, descriptor: int) -> Launch:
         """Take up the inherited descriptor and wait for the launch. Raises EOFError when the parent has
-        gone."""
+        gone, ValueError when it is of another version than what is installed now."""
         sock = socket.socket(fileno=descriptor)
         sock.setblocking(False)
         await self._loop.create_unix_connection(lambda: self._channel, sock=sock)
-        return await self._launch
+        launch = await self._launch
+        if launch.version != __version__:
+            raise ValueError(
+                f"version {__version__} was installed under a server of version {launch.version}: restart it"
+            )
+        return launch
 
     def say(self, frame: ToParent) -> None:
         """Tell the parent. On any thread."""

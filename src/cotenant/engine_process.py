@@ -159,15 +159,14 @@ async def run(descriptor: int) -> int:
     parent = control.Parent()
     try:
         launch = await parent.launched(descriptor)
-    except EOFError:
-        return 0
-    listener = socket.socket(fileno=launch.socket)
-    listener.setblocking(False)
-    try:
+        listener = socket.socket(fileno=launch.socket)
+        listener.setblocking(False)
         settings = decode(launch.settings, EngineSettings)
         server = settings.scenario.server
         with logging_to(sys.stderr, server.log_format, server.log_level):
             await EngineProcess(parent, settings, listener).run()
+    except EOFError:
+        return 0
     except (ValueError, OSError) as error:
         parent.say(control.Failed(str(error), without_paths(str(error))))
         return CANNOT_START

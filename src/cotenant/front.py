@@ -150,6 +150,10 @@ async def run(descriptor: int) -> int:
         launch = await parent.launched(descriptor)
     except EOFError:
         return 0
+    except ValueError as error:
+        parent.say(control.Failed(str(error), str(error)))
+        await parent.close()
+        return 2
     settings = decode(launch.settings, FrontSettings)
     link = RemoteLink(settings.engine, settings.models, settings.arena_bytes)
 
@@ -175,7 +179,7 @@ async def run(descriptor: int) -> int:
     listener = socket.socket(fileno=launch.socket)
     try:
         with logging_to(sys.stderr, settings.serve.log_format, settings.serve.log_level):
-            with suppress(TimeoutError):  # connections wait: better than to be told that there is no engine yet
+            with suppress(TimeoutError):  # connections wait: better than an early refusal
                 await asyncio.wait_for(met.wait(), MEET_S)
             await serve_front(link, settings.serve, listener, listening.set, parent.stopped)
     finally:

@@ -88,7 +88,10 @@ class RemoteLink:
         while True:
             try:
                 await self._hold(_Connection(self, self._arena_bytes))
-            except OSError:
+            except OSError as error:
+                if self._absence in (STARTING, ANEW):
+                    reason = f"the engine cannot be reached: {error.strerror or error}"
+                    self._absence = Absence(reason=reason)
                 await asyncio.sleep(RETRY_S)
 
     async def _hold(self, connection: _Connection) -> None:

@@ -6,6 +6,7 @@ A device has one runtime. Torch is an extra: it is imported only when a scenario
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Protocol
 
@@ -15,7 +16,7 @@ from cotenant.config import ARCHIVE, ConfigError, ModelConfig, Scenario, holds_w
 from cotenant.cores import available_cores, core_numbers
 from cotenant.domain import ModelMetadata
 from cotenant.execute.lanes import lane_layout
-from cotenant.execute.onnx import OnnxExecutor
+from cotenant.execute.onnx import Loadable, OnnxExecutor
 from cotenant.execute.onnx_nodes import OnnxInside
 from cotenant.ports import Executor, LaneInfo
 from cotenant.profile.probe import Inside
@@ -102,6 +103,11 @@ def is_torch(source: str) -> bool:
     )
 
 
+def is_file(source: str) -> bool:
+    """Whether a source is an ONNX file, of the zoo or the user's."""
+    return source.startswith("zoo:") or source.endswith(".onnx")
+
+
 def cpu_lanes(scenario: Scenario) -> tuple[LaneInfo, ...]:
     """The lanes of the host CPU that the scenario asks for."""
     if scenario.device.kind != "cpu":
@@ -122,13 +128,24 @@ class OnnxRuntime:
         self._source = OnnxModels(scenario, where, self.device, user)
         self.executor = OnnxExecutor(MonotonicClock(), lanes, self._source)
         self._paths: dict[str, Path] = {}
+        # files are read ahead while sessions are made of others, which takes about as long
+        reader = ThreadPoolExecutor(1, thread_name_prefix="cotenant-read")
+        files = [model for model in scenario.models if is_file(model.source)]
+        self._reading = {model.name: reader.submit(self._read, model) for model in files}
+        reader.shutdown(wait=False)
 
     def load(self, model: ModelConfig) -> tuple[ModelMetadata, str]:
-        metadata, made_of = self._source.find(model.name)
+        reading = self._reading.pop(model.name, None)
+        metadata, made_of, digest = self._read(model) if reading is None else reading.result()
         self.executor.load(metadata, made_of)
         if isinstance(made_of, Path):
             self._paths[metadata.name] = made_of
-        return metadata, self._source.hash(made_of)
+        return metadata, digest
+
+    def _read(self, model: ModelConfig) -> tuple[ModelMetadata, Path | Loadable, str]:
+        """What a model is made of, what that says of itself, and its hash."""
+        metadata, made_of = self._source.look(model)
+        return metadata, made_of, self._source.hash(made_of)
 
     def hash(self, model: ModelConfig) -> str:
         return self._source.hash(self._source.made_of(model))

@@ -203,6 +203,7 @@ class _Server:
         """Have the engine refuse what arrives, and wait until what was admitted has ended."""
         notify(STOPPING)
         _LOG.info("server.draining", "told to stop: what was admitted is answered first")
+        self._engine.let_end()
         if self._engine.ready.is_set():
             self._engine.send(control.Drain(self._settings.drain_s))
             await _first(

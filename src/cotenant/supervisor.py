@@ -142,9 +142,13 @@ class Supervisor:
         if self._channel is not None:
             self._channel.send(frame)
 
+    def let_end(self) -> None:
+        """Start no other child when this one ends."""
+        self._stopping.set()
+
     async def stop(self, limit_s: float) -> None:
         """Have it end in order, at most so long; then it is killed. It is not started anew."""
-        self._stopping.set()
+        self.let_end()
         self.send(control.Stop())
         process = self._process
         if process is None:
