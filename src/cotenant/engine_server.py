@@ -129,11 +129,6 @@ class Front:
         self._calls: set[str] = set()
         self._tasks: set[asyncio.Task[None]] = set()
 
-    @property
-    def n_calls(self) -> int:
-        """Calls under way."""
-        return len(self._calls)
-
     def _opened(self) -> None:
         self._server.fronts.add(self)
         self.channel.send(self._server.state())
@@ -198,21 +193,27 @@ class Front:
         self._answered(Reply(outcome=Outcome(request=request, kind=kind, reason=reason, ended_at=now)))
 
     def _answered(self, reply: Reply) -> None:
+        """Raises nothing: the engine calls it."""
         outcome = reply.outcome
         self._server.calls.discard(outcome.request.id)
         if outcome.request.id not in self._calls:
             return  # it hung up meanwhile
         self._calls.discard(outcome.request.id)
-        parts: wire.Parts | None = None
+        problem = ODD_OUTPUT
         slot: Slot | None = None
-        if reply.outputs is not None:
-            try:
+        try:
+            parts: wire.Parts | None = None
+            if reply.outputs is not None:
                 parts, slot = wire.pack(reply.outputs, self.arena)
-            except ArenaFullError:
-                outcome = structs.replace(outcome, kind=OutcomeKind.FAILED, reason=NO_ROOM)
-            except TypeError:
-                outcome = structs.replace(outcome, kind=OutcomeKind.FAILED, reason=ODD_OUTPUT)
-        self.channel.send(wire.Answer(outcome, parts, slot))
+            self.channel.send(wire.Answer(outcome, parts, slot))
+            return
+        except ArenaFullError:
+            problem = NO_ROOM
+        except (TypeError, FrameError):
+            if slot is not None:
+                self.arena.release(slot)
+        outcome = structs.replace(outcome, kind=OutcomeKind.FAILED, reason=problem)
+        self.channel.send(wire.Answer(outcome, None, None))
 
     # --- questions ------------------------------------------------------------------------------------
 
@@ -222,6 +223,8 @@ class Front:
             self.channel.send(wire.Told(n, error=REFUSED))
             return
         match what:
+            case "load" | "unload" if all(status.name != about for status in link.status()):
+                self.channel.send(wire.Told(n, error="unknown model"))
             case "load" | "unload":
                 act = link.load if what == "load" else link.unload
                 act(about, lambda error: self.channel.send(wire.Told(n, error=error)))

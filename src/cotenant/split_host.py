@@ -12,7 +12,7 @@ import signal
 import socket
 from collections.abc import Coroutine
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -123,7 +123,7 @@ class _Server:
             serve=serve_config(scenario.server),
         )
         engine = EngineSettings(
-            scenario=scenario,
+            scenario=replace(scenario, phases=()),  # load generators read them, no server
             policy=config.policy,
             record=config.record,
             record_mb=config.record_mb,

@@ -136,7 +136,8 @@ def pack(tensors: Tensors, arena: Arena) -> tuple[Parts, Slot | None]:
     parts: list[Part] = []
     large: list[tuple[int, Array]] = []
     n_bytes = 0
-    for name, array in tensors.items():
+    for name, tensor in tensors.items():
+        array = np.asarray(tensor)
         dtype = _NAMES.get(array.dtype)
         if dtype is None:
             raise TypeError(f"tensor {name!r} has elements of type {array.dtype}")

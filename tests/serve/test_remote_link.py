@@ -18,12 +18,13 @@ import pytest
 import uvloop
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec import structs
 from remote import ARENA_BYTES, Rig, ask, call, floats, rig, until
 
 from cotenant import wire
 from cotenant.channel import Channel
 from cotenant.domain import OutcomeKind
-from cotenant.engine_client import Absence, EngineDownError
+from cotenant.engine_client import Absence, Call, EngineDownError, Reply
 from cotenant.handshake import Hello, connected, exchange
 from cotenant.shm import Arena
 
@@ -160,6 +161,7 @@ def test_questions_are_answered_by_the_engine_or_there_is_none() -> None:
         assert [entry.success[0] for entry in await client.statistics()] == [1, 0]
         assert await client.unload("wide") is None
         assert await client.unload("wide") == "not loaded"
+        assert await client.load("stranger") == "unknown model"
         made.server.tell()
         await until(lambda: "wide" not in client.metadata())
         assert await client.load("wide") is None
@@ -243,6 +245,31 @@ def test_ids_differ_between_processes_and_a_repeated_one_costs_its_sender_the_co
         assert (await waiting).outcome.kind is OutcomeKind.OK
         assert link.n_lost == 0
         assert f"-{os.getpid():x}-" in first.id
+
+    run(test)
+
+
+def test_an_answer_that_cannot_be_sent_is_a_failure_and_leaves_no_slot() -> None:
+    async def test(made: Rig) -> None:
+        _, client = await made.front()
+        (front,) = made.server.fronts
+        outcome = (await ask(client, floats(3))).outcome
+        odd: list[Any] = [
+            {"x": np.zeros(LARGE, complex)},
+            {f"x{i}": np.zeros(16_000, np.uint8) for i in range(1200)} | {"large": np.zeros(LARGE)},
+            {"x": np.zeros(ARENA_BYTES + 1, np.uint8)},
+        ]
+        for n, outputs in enumerate(odd):
+
+            def submit(asked: Call, reply: Callable[[Reply], None], outputs: Any = outputs) -> None:
+                request = structs.replace(outcome.request, id=asked.id)
+                reply(Reply(outcome=structs.replace(outcome, request=request), outputs=outputs))
+
+            made.echo.submit = submit  # type: ignore[method-assign]
+            reply = await ask(client, floats(3))
+            assert reply.outcome.kind is OutcomeKind.FAILED, n
+            assert reply.outcome.reason.startswith("execution failed")
+            assert front.arena.n_leased == 0
 
     run(test)
 
