@@ -124,7 +124,7 @@ class Front:
         self.arena = arena
         self.window: Window | None = None
         self.channel = Channel(wire.FromFront, self.took, self.lost, self._opened)
-        self.returns = wire.Returns(self.channel)
+        self.returns = wire.Returns(self.channel, arena.n_bytes)
         self._server = server
         self._calls: set[str] = set()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -199,6 +199,7 @@ class Front:
         if outcome.request.id not in self._calls:
             return  # it hung up meanwhile
         self._calls.discard(outcome.request.id)
+        self.returns.send()
         problem = ODD_OUTPUT
         slot: Slot | None = None
         try:

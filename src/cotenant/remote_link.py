@@ -48,7 +48,7 @@ class _Connection:
         self.questions: dict[int, Callable[[wire.Told | None], None]] = {}
         self.lost = asyncio.Event()
         self.channel = Channel(wire.FromEngine, partial(link.took, self), self._on_lost)
-        self.returns = wire.Returns(self.channel)
+        self.returns = wire.Returns(self.channel, n_bytes)
 
     def _on_lost(self, why: str) -> None:
         self.lost.set()
@@ -194,6 +194,7 @@ class RemoteLink:
         if connection.channel.clogged:
             return self._refuse(call, reply, BEHIND)
         slot: Slot | None = None
+        connection.returns.send()
         try:
             parts, slot = wire.pack(call.inputs, connection.arena)
             connection.channel.send(wire.Submit(structs.replace(call, inputs=NO_TENSORS), parts, slot))

@@ -7,6 +7,7 @@ import asyncio
 import math
 from collections import deque
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import ml_dtypes
@@ -23,6 +24,9 @@ from cotenant.shm import ALIGNMENT, Arena, Array, Slot, SlotError, Window, align
 INLINE_BYTES = 16 << 10
 """Tensors up to so many bytes travel in the frame: copied by the kernel, but with no slot to keep account
 of."""
+MANY, LARGE_SHARE = 16, 64
+"""So many slots, or one of that part (1 / `LARGE_SHARE`) of an arena, are handed back without delay: no more
+than a quarter of an arena is free without its owner's knowing."""
 MAX_DIMENSIONS = 32
 LARGEST_DIMENSION = 2**40
 
@@ -213,31 +217,28 @@ def _strings(data: bytes | memoryview, n: int, shape: tuple[int, ...]) -> Array:
 
 
 class Returns:
-    """Slots of the other end's arena that are not read any more, told to it in one frame per turn of the
-    loop."""
+    """Slots of the other end's arena that are not read any more. The other end is told with the next frame
+    that goes there anyway, for a frame of their own would wake it up; at once only where they are many, or
+    large."""
 
-    def __init__(self, channel: Channel) -> None:
-        """On the loop that the channel is of."""
-        self._channel = channel
+    def __init__(self, channel: Channel, arena_bytes: int) -> None:
+        """On the loop that the channel is of. `arena_bytes`: size of the other end's arena."""
+        self._channel, self._large = channel, arena_bytes // LARGE_SHARE
         self._loop = asyncio.get_running_loop()
         self._slots: deque[Slot] = deque()
-        self._called = False
 
     def add(self, slot: Slot) -> None:
         """The last array on this slot has gone. On any thread."""
         self._slots.append(slot)
-        if not self._called:
-            self._called = True
-            try:
+        if len(self._slots) >= MANY or slot.length >= self._large:
+            with suppress(RuntimeError):  # the loop has ended, and the connection with it
                 self._loop.call_soon_threadsafe(self.send)
-            except RuntimeError:  # the loop has ended, and the connection with it
-                return
 
     def send(self) -> None:
-        """Tell the other end now."""
-        self._called = False  # before the slots are taken: one that comes later calls anew
-        slots: list[Slot] = []
-        while self._slots:
-            slots.append(self._slots.popleft())
-        if slots:
+        """Tell the other end now, if there is anything to tell."""
+        if self._slots:
+            slots: list[Slot] = []
+            with suppress(IndexError):
+                while True:
+                    slots.append(self._slots.popleft())
             self._channel.send(Release(tuple(slots)))

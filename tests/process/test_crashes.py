@@ -74,9 +74,9 @@ def test_when_the_engine_is_killed_under_load_every_request_is_answered_and_it_c
     with ThreadPoolExecutor(4) as pool:
         asking = [pool.submit(ask_until, over, server.port) for _ in range(4)]
         until(state.exists, "something learned is on disk")
-        for _ in range(2):
+        for number in (signal.SIGKILL, signal.SIGSEGV):
             killed = server.engine
-            os.kill(killed, signal.SIGKILL)
+            os.kill(killed, number)
             until(lambda pid=killed: server.engine not in (0, pid), "another engine")
             until(lambda: ready(server), "it serves again")
             time.sleep(0.2)
@@ -92,6 +92,7 @@ def test_when_the_engine_is_killed_under_load_every_request_is_answered_and_it_c
             assert body["reason"].startswith("not available")
             assert int(headers["retry-after"]) >= 1
     assert "was ended by SIGKILL" in server.stderr
+    assert "was ended by SIGSEGV" in server.stderr
     assert server.stderr.count(f"restored from {state}") == 2
     page = server.ask("/metrics")[1]
     assert "cotenant_engine_up 1\n" in page
