@@ -56,6 +56,7 @@ def server(name: str, flags: list[str], folder: Path) -> Iterator[tuple[str, int
     config = folder / f"{name.replace(' ', '_')}.toml"
     config.write_text(CONFIG)
     command = [sys.executable, "-m", "cotenant", "serve", str(config), "--http-port", "0", "--record-mb", "0"]
+    command += ["--policy", "fcfs"]  # nothing that waits for a larger batch
     child = subprocess.Popen([*command, "--store", str(folder), *flags], stdout=subprocess.PIPE, text=True)
     try:
         assert child.stdout is not None
