@@ -15,8 +15,9 @@ from cotenant.clock import MonotonicClock
 from cotenant.config import ARCHIVE, ConfigError, ModelConfig, Scenario, holds_weights
 from cotenant.cores import available_cores, core_numbers
 from cotenant.domain import ModelMetadata
+from cotenant.execute.lane_model import Loadable
 from cotenant.execute.lanes import lane_layout
-from cotenant.execute.onnx import Loadable, OnnxExecutor
+from cotenant.execute.onnx import OnnxExecutor
 from cotenant.execute.onnx_nodes import OnnxInside
 from cotenant.ports import Executor, LaneInfo
 from cotenant.profile.probe import Inside
