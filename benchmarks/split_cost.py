@@ -3,7 +3,8 @@
 Two servers of one configuration, the engine in the process that answers HTTP and in its own, are up at the
 same time and asked in turn, in short blocks: 16 echoed floats as JSON and mobilenet's 111 kB as binary, on 1
 and on 8 connections, the next request as soon as the last is answered. Quoted are medians over the blocks.
-CPU is that of all of a server's processes. It does not measure capacity, nor what a crash costs.
+CPU is that of all of a server's processes. Beside them stands the hop alone: frames to an engine in memory
+and back. It does not measure capacity, nor what a crash costs.
 
 python benchmarks/split_cost.py [--seconds 1] [--repeats 7] [--json FILE]
 """
@@ -14,6 +15,7 @@ import asyncio
 import json
 import os
 import signal
+import socket
 import statistics
 import subprocess
 import sys
@@ -24,11 +26,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import uvloop
 
 from common import Row, arguments, finish, note, table
-from cotenant.clock import MonotonicClock
+from cotenant.clock import MonotonicClock, process_cpu_s
 from cotenant.domain import NS_PER_MS, NS_PER_S
+from cotenant.engine_client import Call, EngineClient
+from cotenant.engine_server import EngineServer
 from cotenant.experiment.http_load import Pool
+from cotenant.handshake import listening
+from cotenant.remote_link import RemoteLink
+from cotenant.testing import EchoLink
 
 CONFIG = """
 [device]
@@ -48,6 +56,7 @@ WAYS = {"in process": ["--in-process"], "split": [], "split, 2 front ends": ["--
 CONNECTIONS = (1, 8)
 TICK_S = 1 / os.sysconf("SC_CLK_TCK")
 TARGET_US = 150.0
+ARENA_BYTES = 64 << 20
 
 
 @contextmanager
@@ -56,6 +65,7 @@ def server(name: str, flags: list[str], folder: Path) -> Iterator[tuple[str, int
     config = folder / f"{name.replace(' ', '_')}.toml"
     config.write_text(CONFIG)
     command = [sys.executable, "-m", "cotenant", "serve", str(config), "--http-port", "0", "--record-mb", "0"]
+    command += ["--policy", "fcfs"]  # nothing that waits for a larger batch
     child = subprocess.Popen([*command, "--store", str(folder), *flags], stdout=subprocess.PIPE, text=True)
     try:
         assert child.stdout is not None
@@ -156,6 +166,58 @@ def measure(url: str, pid: int, model: str, n_connections: int, seconds: float) 
     }
 
 
+# --- the hop alone ----------------------------------------------------------------------------------------
+
+
+def hop(seconds: float) -> list[Row]:
+    """A call to an engine in memory that is a process of its own, and back: no HTTP, no scheduler, no model."""
+    with listening() as (listener, path):
+        engine = os.fork()
+        if engine == 0:
+            uvloop.run(echo(listener))
+        try:
+            return [uvloop.run(call(path, engine, n, seconds)) for n in CONNECTIONS]
+        finally:
+            os.kill(engine, signal.SIGKILL)
+            os.waitpid(engine, 0)
+
+
+async def echo(listener: socket.socket) -> None:
+    link = EchoLink()
+    server = EngineServer(listener, ARENA_BYTES)
+    server.serve(link)
+    server.open()
+    while True:
+        await asyncio.sleep(0.1)
+        link.calls.clear()
+
+
+async def call(path: Path, engine: int, n_callers: int, seconds: float) -> Row:
+    link = RemoteLink(path, ["echo"], ARENA_BYTES)
+    linking = asyncio.create_task(link.run())
+    client, floats, spans = EngineClient(link), np.ones((1, 16), np.float32), []
+    while not client.accepting():
+        await asyncio.sleep(0.01)
+    until_at = client.now() + int(seconds * NS_PER_S)
+
+    async def caller() -> None:
+        while (began_at := client.now()) < until_at:
+            await client.infer(
+                Call(
+                    id=client.new_id(), model="echo", inputs={"input": floats}, rows=1, axes=(),
+                    arrived_at=began_at,
+                )
+            )  # fmt: skip
+            spans.append(client.now() - began_at)
+
+    before = process_cpu_s() + cpu_s(engine)
+    await asyncio.gather(*(caller() for _ in range(n_callers)))
+    used = process_cpu_s() + cpu_s(engine) - before
+    linking.cancel()
+    text = f"p50 {np.median(spans) / 1000:.0f} us, CPU {used / len(spans) * 1e6:.0f} us (both ends)"
+    return Row(f"(the hop alone), {n_callers} at a time", text)
+
+
 def main() -> int:
     options = arguments(__doc__, seconds=1.0, repeats=7)
     found: dict[tuple[str, int, str], list[dict[str, float]]] = {}
@@ -188,6 +250,7 @@ def main() -> int:
         judged = way == "split" and n == 1
         met = added["p50_us"] <= TARGET_US if judged else None
         rows.append(Row(f"{model}, {n}, {way}", text, f"p50 {TARGET_US:+.0f} us" if judged else "", met))
+    rows += hop(options.seconds)
     rows.sort(key=lambda row: row.name)
     table("a request through one process and through several (model, connections, way)", rows)
     return finish(options, {"runs": facts}, rows)

@@ -97,6 +97,9 @@ class ServerConfig(FrontDoor):
     shared_memory_mib: int = 0
     """Most memory that tensors on their way between one front end and the engine may take, in each direction,
     MiB; what is not in use costs nothing. 0: eight times `max_body_mib`."""
+    engine_silence_s: float = 60.0
+    """Seconds for which an engine process may not answer before it counts as hanging and is started anew; 0:
+    for ever."""
     log_format: str = "text"
     """Log lines on stderr: `text`, or `json` (one object per line)."""
     log_level: str = "info"

@@ -104,6 +104,11 @@ def is_torch(source: str) -> bool:
     )
 
 
+def is_file(source: str) -> bool:
+    """Whether a source is an ONNX file, of the zoo or the user's."""
+    return source.startswith("zoo:") or source.endswith(".onnx")
+
+
 def cpu_lanes(scenario: Scenario) -> tuple[LaneInfo, ...]:
     """The lanes of the host CPU that the scenario asks for."""
     if scenario.device.kind != "cpu":
@@ -125,20 +130,22 @@ class OnnxRuntime:
         limit = scenario.device.memory_limit
         self.executor = OnnxExecutor(MonotonicClock(), lanes, self._source, limit)
         self._paths: dict[str, Path] = {}
+        # files are read ahead while sessions are made of others, which takes about as long
         reader = ThreadPoolExecutor(1, thread_name_prefix="cotenant-read")
-        self._reading = {model.name: reader.submit(self._read, model) for model in scenario.models}
+        files = [model for model in scenario.models if is_file(model.source)]
+        self._reading = {model.name: reader.submit(self._read, model) for model in files}
         reader.shutdown(wait=False)
 
     def load(self, model: ModelConfig) -> tuple[ModelMetadata, str]:
-        metadata, made_of, digest = self._reading.pop(model.name).result()
+        reading = self._reading.pop(model.name, None)
+        metadata, made_of, digest = self._read(model) if reading is None else reading.result()
         metadata = self.executor.load(metadata, made_of)
         if isinstance(made_of, Path):
             self._paths[metadata.name] = made_of
         return metadata, digest
 
     def _read(self, model: ModelConfig) -> tuple[ModelMetadata, Path | Loadable, str]:
-        """What the model's file says, and its hash: files are read ahead while sessions are made of others,
-        which takes about as long."""
+        """What a model is made of, what that says of itself, and its hash."""
         metadata, made_of = self._source.look(model)
         return metadata, made_of, self._source.hash(made_of)
 
