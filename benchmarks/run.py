@@ -23,6 +23,7 @@ PARTS: dict[str, tuple[list[str], list[str]]] = {
     "decision_cost": ([], ["--requests", "1500", "--repeats", "1"]),
     "simulator_speed": ([], ["--seconds", "10", "--repeats", "1"]),
     "peers_echo/run": ([], ["--seconds", "1", "--repeats", "1"]),
+    "grpc_cost": ([], ["--seconds", "1", "--repeats", "1"]),
     "switch_interval": ([], ["--seconds", "2", "--repeats", "1"]),
     "prediction_cost": ([], ["--repeats", "2", "--steps", "200000"]),
     "calibration": ([], ["--seeds", "2"]),

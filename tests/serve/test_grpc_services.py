@@ -45,8 +45,13 @@ def test_health_is_told_of_the_server_and_of_each_model(serve_grpc: Serve) -> No
     assert [status(server, name) for name in ("", "echo", "other")] == [SERVING, SERVING, NOT_SERVING]
     server.link.draining = True
     assert [status(server, name) for name in ("", "echo")] == [NOT_SERVING] * 2
-    listed = health_pb2_grpc.HealthStub(server.channel).List(health_pb2.HealthListRequest(), timeout=20)
-    assert set(listed.statuses) == {"", SERVICE.full_name, "echo", "other"}
+
+
+@pytest.mark.skipif(not hasattr(health_pb2, "HealthListRequest"), reason="the library's health has no List")
+def test_health_lists_what_there_is(grpc_server: GrpcServer) -> None:
+    stub = health_pb2_grpc.HealthStub(grpc_server.channel)
+    listed = stub.List(health_pb2.HealthListRequest(), timeout=20)
+    assert set(listed.statuses) == {"", SERVICE.full_name, "echo"}
 
 
 def test_a_watch_tells_of_changes(serve_grpc: Serve) -> None:

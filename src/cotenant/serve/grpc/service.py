@@ -123,13 +123,14 @@ def _health_handlers(health: Health) -> dict[str, Handler]:
         }
 
     check = codec(health_pb2.HealthCheckRequest, health_pb2.HealthCheckResponse)
-    return {
+    handlers = {
         f"/{HEALTH}/Check": grpc.unary_unary_rpc_method_handler(health.check, **check),
         f"/{HEALTH}/Watch": grpc.unary_stream_rpc_method_handler(health.watch, **check),
-        f"/{HEALTH}/List": grpc.unary_unary_rpc_method_handler(
-            health.list, **codec(health_pb2.HealthListRequest, health_pb2.HealthListResponse)
-        ),
     }
+    if hasattr(health_pb2, "HealthListRequest"):  # not in the library's versions for protobuf 6
+        messages = codec(health_pb2.HealthListRequest, health_pb2.HealthListResponse)
+        handlers[f"/{HEALTH}/List"] = grpc.unary_unary_rpc_method_handler(health.list, **messages)
+    return handlers
 
 
 def _reflection_handlers(reflection: Reflection) -> dict[str, Handler]:
