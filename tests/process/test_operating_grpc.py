@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import signal
 import socket
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -25,9 +26,13 @@ Config = Callable[[str], Path]
 
 
 def grpc_address(server: Process) -> str:
-    found = re.search(r"^serving grpc://(127\.0\.0\.1:\d+)$", server.stderr, re.M)
-    assert found is not None, server.stderr
-    return found[1]
+    give_up = time.monotonic() + 30  # what reads standard error may be behind what reads standard output
+    while True:
+        found = re.search(r"^serving grpc://(127\.0\.0\.1:\d+)$", server.stderr, re.M)
+        if found is not None:
+            return found[1]
+        assert time.monotonic() < give_up, server.stderr
+        time.sleep(0.01)
 
 
 def infer(channel: grpc.Channel, model: str, name: str, values: Any) -> Any:
