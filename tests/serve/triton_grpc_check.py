@@ -1,7 +1,8 @@
 """Asks a server everything through the stock `tritonclient[grpc]`: `python triton_grpc_check.py HOST:PORT`.
 
 Runs in an environment that has tritonclient and nothing of cotenant. The server must serve `echo` (FP32
-[-1, 16], `max_batch` 8) and `strings` (BYTES [-1]), whose outputs are their inputs, and allow model control.
+[-1, 16], `max_batch` 8) and `strings` (BYTES [-1]), whose outputs are their inputs, and allow model control
+and shared memory.
 Prints one line per check and ends with `all N checks passed`, or with a traceback.
 """
 
@@ -18,6 +19,7 @@ import grpc
 import numpy as np
 import tritonclient.grpc as triton
 import tritonclient.grpc.aio as triton_aio
+import tritonclient.utils.shared_memory as shm
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 from tritonclient.utils import InferenceServerException
 
@@ -155,7 +157,9 @@ def a_stream_of_requests(client: Client) -> None:
     answers: queue.Queue[Any] = queue.Queue()
     client.start_stream(callback=lambda result, error: answers.put((result, error)))
     for n in range(32):
-        client.async_stream_infer("echo", [echo_input(VALUES + n)], request_id=str(n))
+        client.async_stream_infer(
+            "echo", [echo_input(VALUES + n)], request_id=str(n), enable_empty_final_response=True
+        )
     seen = set()
     for _ in range(32):
         result, error = answers.get(timeout=20)
@@ -250,11 +254,46 @@ def mistakes_are_named(client: Client) -> None:
 
 
 @check
+def classes_of_outputs(client: Client) -> None:
+    wanted = [triton.InferRequestedOutput("output", class_count=2)]
+    found = client.infer("echo", [echo_input()], outputs=wanted).as_numpy("output")
+    assert found.shape == (2, 2)
+    assert found[0, 0].decode().split(":")[1] == "15"
+
+
+@check
+def tensors_may_lie_in_shared_memory(client: Client) -> None:
+    client.unregister_system_shared_memory()
+    handles = [shm.create_shared_memory_region(n, f"/triton-grpc-{n}", VALUES.nbytes) for n in ("in", "out")]
+    try:
+        shm.set_shared_memory_region(handles[0], [VALUES])
+        for n in ("in", "out"):
+            client.register_system_shared_memory(n, f"/triton-grpc-{n}", VALUES.nbytes)
+        assert set(client.get_system_shared_memory_status().regions) == {"in", "out"}
+        tensor = triton.InferInput("input", list(VALUES.shape), "FP32")
+        tensor.set_shared_memory("in", VALUES.nbytes)
+        wanted = triton.InferRequestedOutput("output")
+        wanted.set_shared_memory("out", VALUES.nbytes)
+        found = client.infer("echo", [tensor], outputs=[wanted]).get_output("output")
+        array = shm.get_contents_as_numpy(handles[1], np.float32, found.shape)
+        assert np.array_equal(array, VALUES)
+        client.unregister_system_shared_memory("in")
+        assert set(client.get_system_shared_memory_status().regions) == {"out"}
+        client.unregister_system_shared_memory()
+    finally:
+        for handle in handles:
+            shm.destroy_shared_memory_region(handle)
+
+
+@check
 def what_is_not_supported_says_so(client: Client) -> None:
     refused("UNIMPLEMENTED", "CUDA", lambda: client.get_cuda_shared_memory_status())
     bad = "INVALID_ARGUMENT"
     ask = partial(client.infer, "echo", [echo_input()], sequence_id=7, sequence_start=True)
-    refused(bad, "sequence_id", ask)
+    refused(bad, "sequence_", ask)
+    refused(bad, "custom", partial(client.infer, "echo", [echo_input()], parameters={"custom": "value"}))
+    compressed = client.infer("echo", [echo_input()], compression_algorithm="gzip")
+    assert np.array_equal(compressed.as_numpy("output"), VALUES)
 
 
 @check
