@@ -18,7 +18,7 @@ from server_process import Process
 
 from cotenant.serve.grpc import inference_pb2 as pb
 
-ECHO = '[[model]]\nname = "echo"\nsource = "zoo:echo"\nslo_ms = 1000\nmax_batch = 4\n'
+ECHO = '[[model]]\nname = "echo"\nsource = "zoo:echo"\nslo_ms = 60000\nmax_batch = 4\n'
 ONES = np.full((1, 16), 0.5, np.float32)
 
 Serve = Callable[..., Process]
@@ -28,7 +28,7 @@ Config = Callable[[str], Path]
 def grpc_address(server: Process) -> str:
     give_up = time.monotonic() + 30  # what reads standard error may be behind what reads standard output
     while True:
-        found = re.search(r"^serving grpc://(127\.0\.0\.1:\d+)$", server.stderr, re.M)
+        found = re.search(r"serving grpc://(127\.0\.0\.1:\d+)", server.stderr)
         if found is not None:
             return found[1]
         assert time.monotonic() < give_up, server.stderr
