@@ -4,9 +4,10 @@ How this works. One `cotenant serve` process listens on both. A child process of
 of them at a time, closed loop, with so many requests always in flight: over gRPC on one channel, call by call
 or on one stream, over HTTP on as many connections, with binary tensors both ways, as the stock clients send
 them. They take turns over the repeats; medians are quoted, and ratios within a repeat. CPU is of the server's
-process, all threads. Clients are Python here (grpc's own and a bare socket), so requests/s are what a Python
-client gets from a server that shares its cores; CPU per request is the server's alone. Does not measure large
-tensors nor many channels.
+processes, all threads. The model has no SLO: with one a policy may hold requests back for a larger batch.
+Clients are Python here (grpc's own and a bare socket), so requests/s are what a Python client gets from a
+server that shares its cores; CPU per request is the server's alone. Does not measure large tensors nor many
+channels.
 
     python benchmarks/grpc_cost.py [--seconds 4] [--repeats 5] [--json FILE]
 """
@@ -35,7 +36,6 @@ CONFIG = """
 [[model]]
 name = "echo"
 source = "zoo:echo"
-slo_ms = 10000
 max_batch = 64
 """
 IN_FLIGHT = (1, 8, 64)
@@ -199,10 +199,14 @@ def serving() -> Iterator[Address]:
             child.communicate(timeout=30)
 
 
-def cpu_s(pid: int) -> float:
-    """User and system time of a process, all threads (s)."""
-    threads = Path(f"/proc/{pid}/task").glob("*/schedstat")
-    return sum(int(path.read_text().split()[0]) for path in threads) / 1e9
+def cpu_s(root: int) -> float:
+    """User and system time of a process and all that it has started, all threads (s)."""
+    spent_ns, waiting = 0, [root]
+    while waiting:
+        for thread in Path(f"/proc/{waiting.pop()}/task").iterdir():
+            spent_ns += int((thread / "schedstat").read_text().split()[0])
+            waiting += map(int, (thread / "children").read_text().split())
+    return spent_ns / 1e9
 
 
 def measure(protocol: str, address: Address, in_flight: int, seconds: float) -> dict[str, float]:

@@ -170,7 +170,7 @@ def measure(url: str, pid: int, model: str, n_connections: int, seconds: float) 
 
 
 def hop(seconds: float) -> list[Row]:
-    """A call to an engine in memory that is a process of its own, and back: no HTTP, no scheduler, no model."""
+    """A call to an engine in memory, a process of its own, and back: no HTTP, no scheduler, no model."""
     with listening() as (listener, path):
         engine = os.fork()
         if engine == 0:

@@ -108,9 +108,6 @@ class ServerConfig(FrontDoor):
     """Whether every answered HTTP request is logged."""
     triton_metrics: bool = False
     """Whether `/metrics` has the counters under Triton's names (`nv_inference_*`) too."""
-    engine_silence_s: float = 60.0
-    """Seconds for which an engine process may not answer before it counts as hanging and is started anew; 0:
-    for ever."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

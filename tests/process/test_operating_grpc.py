@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import signal
 import socket
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -17,7 +18,7 @@ from server_process import Process
 
 from cotenant.serve.grpc import inference_pb2 as pb
 
-ECHO = '[[model]]\nname = "echo"\nsource = "zoo:echo"\nslo_ms = 1000\nmax_batch = 4\n'
+ECHO = '[[model]]\nname = "echo"\nsource = "zoo:echo"\nslo_ms = 60000\nmax_batch = 4\n'
 ONES = np.full((1, 16), 0.5, np.float32)
 
 Serve = Callable[..., Process]
@@ -25,9 +26,13 @@ Config = Callable[[str], Path]
 
 
 def grpc_address(server: Process) -> str:
-    found = re.search(r"serving grpc://(127\.0\.0\.1:\d+)", server.stderr)
-    assert found is not None, server.stderr
-    return found[1]
+    give_up = time.monotonic() + 30  # what reads standard error may be behind what reads standard output
+    while True:
+        found = re.search(r"serving grpc://(127\.0\.0\.1:\d+)", server.stderr)
+        if found is not None:
+            return found[1]
+        assert time.monotonic() < give_up, server.stderr
+        time.sleep(0.01)
 
 
 def infer(channel: grpc.Channel, model: str, name: str, values: Any) -> Any:
@@ -41,6 +46,18 @@ def infer(channel: grpc.Channel, model: str, name: str, values: Any) -> Any:
     return method.future(request, timeout=30)
 
 
+def explanation(server: Process, request_id: str) -> dict[str, Any]:
+    """What is remembered of a request, once that its answer was sent is known too."""
+    give_up = time.monotonic() + 30
+    while True:
+        status, explained = server.ask(f"/v2/requests/{request_id}")
+        assert status == 200
+        if explained["answer_ms"] is not None:
+            return dict(explained)
+        assert time.monotonic() < give_up, explained
+        time.sleep(0.01)
+
+
 def test_one_server_answers_over_both_protocols_and_explains_either(serve: Serve, config: Config) -> None:
     server = serve(config(ECHO), "--grpc-port", "0").ready()
     with grpc.insecure_channel(grpc_address(server)) as channel:
@@ -51,8 +68,7 @@ def test_one_server_answers_over_both_protocols_and_explains_either(serve: Serve
         status = health.Check(health_pb2.HealthCheckRequest(service="echo"), timeout=30).status
     assert status == health_pb2.HealthCheckResponse.SERVING
     assert server.infer("echo", input=[0.5] * 16)[0] == 200
-    status, explained = server.ask(f"/v2/requests/{request_id}")
-    assert status == 200
+    explained = explanation(server, request_id)
     assert explained["outcome"] == "ok"
     server.signal(signal.SIGTERM)
     assert server.ended() == 0

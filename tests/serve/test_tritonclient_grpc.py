@@ -52,9 +52,8 @@ def client_python() -> Path:
 def test_the_stock_tritonclient_works_unmodified(
     client_python: Path, serve_grpc: Callable[..., GrpcServer]
 ) -> None:
-    server = serve_grpc(
-        ServeConfig(allow_model_control=True, shared_memory=True), ECHO, mirror("strings", vector("BYTES"))
-    )
+    config = ServeConfig(allow_model_control=True, shared_memory=True)
+    server = serve_grpc(config, ECHO, mirror("strings", vector("BYTES")))
     done = subprocess.run(
         [str(client_python), str(CHECK), f"127.0.0.1:{server.port}"],
         capture_output=True,

@@ -156,7 +156,9 @@ def a_stream_of_requests(client: Client) -> None:
     answers: queue.Queue[Any] = queue.Queue()
     client.start_stream(callback=lambda result, error: answers.put((result, error)))
     for n in range(32):
-        client.async_stream_infer("echo", [echo_input(VALUES + n)], request_id=str(n))
+        client.async_stream_infer(
+            "echo", [echo_input(VALUES + n)], request_id=str(n), enable_empty_final_response=True
+        )
     seen = set()
     for _ in range(32):
         result, error = answers.get(timeout=20)
@@ -289,6 +291,9 @@ def what_is_not_supported_says_so(client: Client) -> None:
     bad = "INVALID_ARGUMENT"
     ask = partial(client.infer, "echo", [echo_input()], sequence_id=7, sequence_start=True)
     refused(bad, "sequence_", ask)
+    refused(bad, "custom", partial(client.infer, "echo", [echo_input()], parameters={"custom": "value"}))
+    compressed = client.infer("echo", [echo_input()], compression_algorithm="gzip")
+    assert np.array_equal(compressed.as_numpy("output"), VALUES)
 
 
 @check

@@ -69,7 +69,7 @@ class InferRpcs:
         if told is not None:
             await context.abort(code_of(told), details_of(told), trailing_metadata(asked.call_id, told))
         context.set_trailing_metadata(trailing_metadata(asked.call_id, late=settled.late))
-        context.add_done_callback(lambda _: self._sent(settled))
+        context.add_done_callback(lambda _: self._sent(asked.call_id, settled))
         return settled.answer
 
     async def stream(self, context: Any, budgets: Budgets, principal: Principal) -> None:
@@ -97,7 +97,7 @@ class InferRpcs:
             except aio.BaseError:
                 return  # the call has ended, of which its task is about to be told
         if settled.failure is None:
-            self._sent(settled)
+            self._sent(asked.call_id, settled)
 
     def _asked(
         self,
@@ -128,5 +128,7 @@ class InferRpcs:
         since_arrival = self._client.now() - arrived_at
         return max(1, min(LONGEST_BUDGET_NS, since_arrival + int(left_s * NS_PER_S)))
 
-    def _sent(self, settled: Settled) -> None:
-        self._settler.times.sent(self._client.now() - settled.ended_at)
+    def _sent(self, call_id: str, settled: Settled) -> None:
+        span_ns = self._client.now() - settled.ended_at
+        self._settler.times.sent(span_ns)
+        self._client.answered(call_id, span_ns)

@@ -42,8 +42,16 @@ PIECE_ELEMENTS = 8 * 1024
 """Elements converted in one call, which holds the GIL."""
 
 
+TELLS_LAST = "triton_enable_empty_final_response"
+"""A parameter by which clients ask to be told which answer on a stream is the last to its request. Each is
+the only one, and says so unasked."""
+
+
 def request_of(message: pb.ModelInferRequest) -> InferRequest:
     """The request without its values, which are left to `MessageData`. Raises BadRequest."""
+    parameters = _parameters(message.parameters, "parameters") if message.parameters else None
+    if parameters is not None:
+        parameters.pop(TELLS_LAST, None)
     return InferRequest(
         inputs=[
             InputTensor(
@@ -57,7 +65,7 @@ def request_of(message: pb.ModelInferRequest) -> InferRequest:
             for index, tensor in enumerate(message.inputs)
         ],
         id=message.id or None,
-        parameters=_parameters(message.parameters, "parameters") if message.parameters else None,
+        parameters=parameters,
         outputs=[
             WantedTensor(
                 name=output.name,
