@@ -19,6 +19,10 @@ PAYS = 0.95
 """A larger batch is taken when it costs at most this share, per row, of the smaller one: a longer run blocks
 its lane for everyone else, which a batch that saves nothing (common on CPUs) is not worth."""
 
+MOST_WAITS = 4.0
+"""Expected waits after which nobody is waited for any more: clients that send again when they are answered
+would wait for each other until the deadline."""
+
 LIKELY = 0.7
 """Chance (0.5 to 0.9) that a larger batch must have to meet its earliest deadline."""
 
@@ -234,7 +238,9 @@ def wait_until(view: View, offer: Offer, rate_per_s: float, *, lane_would_idle: 
         return None
     if lane_would_idle and expected_wait_ns > saved_ns:
         return None
-    return until
+    newest_at = max(request.arrived_at for request in offer.requests)
+    until = min(until, newest_at + int(MOST_WAITS * expected_wait_ns))
+    return until if until > view.at else None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
