@@ -226,8 +226,6 @@ class Front:
             self.channel.send(wire.Told(n, error=REFUSED))
             return
         match what:
-            case "load" | "unload" if all(status.name != about for status in link.status()):
-                self.channel.send(wire.Told(n, error="unknown model"))
             case "load" | "unload":
                 act = link.load if what == "load" else link.unload
                 act(about, lambda error: self.channel.send(wire.Told(n, error=error)))

@@ -17,6 +17,7 @@ from cotenant.execute.model import ModelSettings, example_inputs, row_buckets
 from cotenant.execute.onnx_model import inspect
 from cotenant.execute.onnx_session import open_session
 from cotenant.profile.records import cpu_fingerprint
+from cotenant.user_models import UserModels
 
 
 def settings(**changes: object) -> ModelSettings:
@@ -237,6 +238,8 @@ def test_a_model_with_data_outside_of_its_folder_is_not_served(tmp_path, locatio
     with_external(folder / "m.onnx", location)
     config = folder / "server.toml"
     config.write_text('[[model]]\nname = "m"\nsource = "m.onnx"\n')
-    models = OnnxModels(load_scenario(config), places(tmp_path / "store"), cpu_fingerprint([], 1))
+    models = OnnxModels(
+        load_scenario(config), places(tmp_path / "store"), cpu_fingerprint([], 1), UserModels(folder)
+    )
     with pytest.raises(ValueError, match=r"m\.onnx: .*tensor 'w'"):
         models.find("m")

@@ -59,7 +59,7 @@ def served(folder: Path) -> tuple[list[ReadableSpan], dict[str, Any]]:
         engine = make_engine(prepared, clock=clock)
         engine.start()
         client = EngineClient(LocalLink(engine, clock))
-        app = make_app(client, None, ServeConfig(), engine.answered)
+        app = make_app(client, None, ServeConfig(), on_sent=engine.answered)
         tracing = Tracing(provider, clock, engine.explain)
         ready: asyncio.Queue[int] = asyncio.Queue()
         shutdown = asyncio.Event()

@@ -30,5 +30,7 @@ def test_a_front_ends_settings_arrive_whole() -> None:
         models=("a", "b"),
         arena_bytes=5,
         serve=ServeConfig(allow_model_control=True),
+        config=Path("/x/server.toml"),
+        host="127.0.0.1",
     )
     assert decode(encode(settings), FrontSettings) == settings
