@@ -37,16 +37,10 @@ class EngineControl:
         self._engine = engine
 
     def load(self, name: str, done: Callable[[str | None], None]) -> None:
-        self._maintain("load", name, done)
+        self._engine.maintain("load", name, done)
 
     def unload(self, name: str, done: Callable[[str | None], None]) -> None:
-        self._maintain("unload", name, done)
-
-    def _maintain(self, kind: str, name: str, done: Callable[[str | None], None]) -> None:
-        if name in self._engine.states:
-            self._engine.maintain(kind, name, done)
-        else:
-            done("unknown model")
+        self._engine.maintain("unload", name, done)
 
 
 class LocalLink:

@@ -162,7 +162,7 @@ def test_questions_are_answered_by_the_engine_or_there_is_none() -> None:
         assert [entry.success[0] for entry in await client.statistics()] == [1, 0]
         assert await client.unload("wide") is None
         assert await client.unload("wide") == "not loaded"
-        assert await client.load("stranger") == "unknown model"
+        assert await client.load("stranger") == "no such model"
         made.server.tell()
         await until(lambda: "wide" not in client.metadata())
         assert await client.load("wide") is None
