@@ -400,7 +400,7 @@ def test_descriptors_that_are_no_arena_or_too_many_are_closed_and_refused() -> N
                 os.close(end)
             await hung_up(sock)
         assert made.server.fronts == set()
-        await until(lambda: len(os.listdir("/proc/self/fd")) == n_before)
+        await until(lambda: len(os.listdir("/proc/self/fd")) <= n_before)  # others may be closed meanwhile
 
     run(test)
 
