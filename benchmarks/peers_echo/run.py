@@ -14,7 +14,6 @@ import json
 import os
 import platform
 import re
-import shutil
 import signal
 import socket
 import statistics
@@ -33,6 +32,9 @@ from rich.console import Console
 from rich.table import Table
 
 HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parent))
+from wrk import need_wrk, run_wrk  # noqa: E402
+
 ROOT = HERE.parents[1]
 PEERS = ROOT / ".venv-peers"
 CONNECTIONS = (8, 64)
@@ -98,16 +100,6 @@ def peers() -> list[Peer]:
             lambda answer: answer["output"],
         ),
     ]  # fmt: skip
-
-
-def need_wrk() -> str | None:
-    """None when `wrk` is there (installed if we may), else why the benchmark cannot run."""
-    if shutil.which("wrk"):
-        return None
-    if os.geteuid() == 0 and shutil.which("apt-get"):
-        for step in (["apt-get", "update", "-qq"], ["apt-get", "install", "-y", "-qq", "wrk"]):
-            subprocess.run(step, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=False)
-    return None if shutil.which("wrk") else "wrk is not installed (Debian package: wrk)"
 
 
 def cannot_run(why: str) -> int:
@@ -190,33 +182,18 @@ def cpu_s(root: int) -> float:
 
 def measure(peer: Peer, port: int, pid: int, connections: int, seconds: float) -> dict[str, float]:
     """One run of wrk."""
-    with tempfile.NamedTemporaryFile("w", suffix=".lua") as script:
-        body = json.dumps(peer.body)
-        script.write(
-            f"wrk.method='POST'\nwrk.body='{body}'\nwrk.headers['Content-Type']='application/json'\n"
-        )
-        script.flush()
-        before = cpu_s(pid)
-        done = subprocess.run(
-            ["wrk", "-t1", f"-c{connections}", f"-d{seconds:g}s", "--latency", "-s", script.name,
-             f"http://127.0.0.1:{port}{peer.path}"],
-            capture_output=True, text=True, timeout=seconds + 30, check=True,
-        )  # fmt: skip
-        spent = cpu_s(pid) - before
-    text = done.stdout
-    total = int(re.search(r"(\d+) requests in", text)[1])  # type: ignore[index]
-    bad = sum(int(n) for n in re.findall(r"Non-2xx or 3xx responses: (\d+)", text))
+    before = cpu_s(pid)
+    found = run_wrk(
+        f"http://127.0.0.1:{port}{peer.path}", json.dumps(peer.body).encode(),
+        {"Content-Type": "application/json"}, connections, seconds,
+    )  # fmt: skip
+    cpu_us = 1e6 * (cpu_s(pid) - before) / max(1, found["requests"])
     return {
-        "req_per_s": float(re.search(r"Requests/sec:\s+([\d.]+)", text)[1]),  # type: ignore[index]
-        "p50_ms": to_ms(re.search(r"50%\s+([\d.]+)(us|ms|s)", text)),
-        "cpu_us": 1e6 * spent / max(1, total),
-        "errors": bad,
+        "req_per_s": found["req_per_s"],
+        "p50_ms": found["p50_ms"],
+        "cpu_us": cpu_us,
+        "errors": found["errors"],
     }
-
-
-def to_ms(found: re.Match[str] | None) -> float:
-    assert found is not None
-    return float(found[1]) * {"us": 0.001, "ms": 1.0, "s": 1000.0}[found[2]]
 
 
 def main() -> int:
