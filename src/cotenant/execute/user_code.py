@@ -5,8 +5,18 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import sys
+from importlib.machinery import SourceFileLoader
 from pathlib import Path
+from types import CodeType
 from typing import Any
+
+
+class _Fresh(SourceFileLoader):
+    """Runs what the file says now. Python's cache of bytecode takes a file of the same size and second for
+    the same."""
+
+    def get_code(self, fullname: str) -> CodeType:
+        return self.source_to_code(self.get_data(self.path), self.path)
 
 
 def find_attribute(source: str, folder: Path) -> Any:
@@ -24,7 +34,8 @@ def _module(name: str, folder: Path) -> Any:
     path = folder / (name.replace(".", "/") + ".py")
     if not path.is_file():
         return importlib.import_module(name)
-    spec = importlib.util.spec_from_file_location(f"cotenant_models.{name}", path)
+    full_name = f"cotenant_models.{name}"
+    spec = importlib.util.spec_from_file_location(full_name, path, loader=_Fresh(full_name, str(path)))
     if spec is None or spec.loader is None:
         raise ValueError(f"{path.name} cannot be loaded")
     module = importlib.util.module_from_spec(spec)
